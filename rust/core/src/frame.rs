@@ -1,0 +1,163 @@
+//! Frames: how messages are cut out of a byte stream.
+//!
+//! A frame is a fixed prefix, a header (one postcard-encoded message) and a body (opaque bytes).
+//! The decoder takes bytes in any pieces, never reads past a frame, refuses lengths over its
+//! limits before it makes room for them, and treats "not enough bytes yet" as a value, not an error.
+
+use std::fmt;
+
+use serde::{de::DeserializeOwned, Serialize};
+
+/// Bytes before the header: header length (u32), body length (u64), both little endian.
+pub const PREFIX_BYTES: usize = 12;
+
+/// Longest header that is accepted. Headers name things; data belongs in the body.
+pub const MAX_HEADER_BYTES: usize = 16 << 20;
+
+/// What is wrong with a peer's bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FrameError {
+    HeaderTooLong {
+        bytes: u64,
+    },
+    BodyTooLong {
+        bytes: u64,
+        limit: u64,
+    },
+    /// The header is no message of this protocol version.
+    Garbled(String),
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HeaderTooLong { bytes } => {
+                write!(f, "peer announced a header of {bytes} bytes; at most {MAX_HEADER_BYTES} are accepted")
+            }
+            Self::BodyTooLong { bytes, limit } => {
+                write!(f, "peer announced a body of {bytes} bytes; at most {limit} are accepted")
+            }
+            Self::Garbled(why) => write!(f, "peer sent a header that is no message: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+/// Prefix and header of a frame, ready to be written before its `body_bytes` of body.
+pub fn encode<M: Serialize>(message: &M, body_bytes: usize) -> Vec<u8> {
+    let prefix = vec![0; PREFIX_BYTES];
+    let mut out = postcard::to_extend(message, prefix).expect("messages hold no unserializable values");
+    let header_bytes = (out.len() - PREFIX_BYTES) as u32;
+    out[..4].copy_from_slice(&header_bytes.to_le_bytes());
+    out[4..PREFIX_BYTES].copy_from_slice(&(body_bytes as u64).to_le_bytes());
+    out
+}
+
+/// One message and the bytes that came with it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame<M> {
+    pub message: M,
+    pub body: Vec<u8>,
+}
+
+/// Cuts frames out of a stream of bytes.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    /// Where the first unread byte is; bytes before it are dropped when room is needed.
+    start: usize,
+    max_body_bytes: u64,
+}
+
+impl Decoder {
+    pub fn new(max_body_bytes: u64) -> Self {
+        Self { buffer: Vec::new(), start: 0, max_body_bytes }
+    }
+
+    /// Append bytes that arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.start > 0 && self.start == self.buffer.len() {
+            self.buffer.clear();
+            self.start = 0;
+        } else if self.start > self.buffer.len() / 2 {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, or `None` until more bytes are pushed.
+    pub fn next_frame<M: DeserializeOwned>(&mut self) -> Result<Option<Frame<M>>, FrameError> {
+        let unread = &self.buffer[self.start..];
+        let Some((header_bytes, body_bytes)) = self.lengths(unread)? else {
+            return Ok(None);
+        };
+        let total = PREFIX_BYTES + header_bytes + body_bytes;
+        if unread.len() < total {
+            return Ok(None);
+        }
+        let header = &unread[PREFIX_BYTES..PREFIX_BYTES + header_bytes];
+        let message = postcard::from_bytes(header).map_err(|e| FrameError::Garbled(e.to_string()))?;
+        let body = unread[PREFIX_BYTES + header_bytes..total].to_vec();
+        self.start += total;
+        Ok(Some(Frame { message, body }))
+    }
+
+    fn lengths(&self, unread: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
+        if unread.len() < PREFIX_BYTES {
+            return Ok(None);
+        }
+        let header = u64::from(u32::from_le_bytes(unread[..4].try_into().expect("4 bytes")));
+        let body = u64::from_le_bytes(unread[4..PREFIX_BYTES].try_into().expect("8 bytes"));
+        if header > MAX_HEADER_BYTES as u64 {
+            return Err(FrameError::HeaderTooLong { bytes: header });
+        }
+        if body > self.max_body_bytes {
+            return Err(FrameError::BodyTooLong { bytes: body, limit: self.max_body_bytes });
+        }
+        Ok(Some((header as usize, body as usize)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_any_cut() {
+        let mut stream = encode(&(7u32, "seven"), 3);
+        stream.extend_from_slice(b"abc");
+        stream.extend(encode(&(8u32, "eight"), 0));
+        for cut in 1..stream.len() {
+            let mut decoder = Decoder::new(1 << 20);
+            let mut seen = Vec::new();
+            for piece in stream.chunks(cut) {
+                decoder.push(piece);
+                while let Some(frame) = decoder.next_frame::<(u32, String)>().unwrap() {
+                    seen.push((frame.message.0, frame.body));
+                }
+            }
+            assert_eq!(seen, vec![(7, b"abc".to_vec()), (8, Vec::new())], "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn lengths_over_the_limits_are_refused_before_room_is_made() {
+        let mut decoder = Decoder::new(10);
+        decoder.push(&encode(&1u8, 11));
+        assert_eq!(decoder.next_frame::<u8>(), Err(FrameError::BodyTooLong { bytes: 11, limit: 10 }));
+        let mut decoder = Decoder::new(10);
+        decoder.push(&[0xff; PREFIX_BYTES]);
+        assert!(matches!(decoder.next_frame::<u8>(), Err(FrameError::HeaderTooLong { .. })));
+    }
+
+    #[test]
+    fn garbage_is_an_error_not_a_panic() {
+        let mut decoder = Decoder::new(10);
+        let mut frame = encode(&1u8, 0);
+        frame[PREFIX_BYTES] = 9;
+        decoder.push(&frame);
+        assert!(matches!(decoder.next_frame::<bool>(), Err(FrameError::Garbled(_))));
+    }
+}

@@ -1,0 +1,42 @@
+//! Names of things. Each is a number that means nothing outside its own kind.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+        )]
+        pub struct $name(pub $inner);
+    };
+}
+
+id!(
+    /// One unit of work: what is run, counted, retried and resolved. Grows in submission order.
+    TaskId(u64)
+);
+id!(
+    /// One `Parallel` call: the tasks that share a concurrency cap and end together.
+    CallId(u64)
+);
+id!(
+    /// A place where one task runs at a time: a thread, a process, a helping caller.
+    WorkerId(u32)
+);
+id!(
+    /// How often a task has been handed out before. A report that carries another number is stale.
+    Attempt(u32)
+);
+id!(
+    /// Position of an event in the machine's input; each action names the event that caused it.
+    EventSeq(u64)
+);
+id!(
+    /// A piece of shared memory, numbered by the process that made it.
+    SegmentId(u64)
+);
+id!(
+    /// Bytes sent once to each worker and named by many tasks: a function, a common argument.
+    BlobId(u64)
+);

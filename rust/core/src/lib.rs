@@ -1,0 +1,18 @@
+//! The pure part of rustdask: the scheduler machine and the messages its shells speak.
+//!
+//! Nothing here reads a clock, opens a socket, starts a thread or holds a Python object.
+//! Shells turn what happens in the world into [`Event`]s, hand them to [`Scheduler::handle`],
+//! and carry out the [`Action`]s that come back.
+#![forbid(unsafe_code)]
+
+pub mod action;
+pub mod event;
+pub mod frame;
+pub mod id;
+pub mod message;
+pub mod scheduler;
+
+pub use action::{Action, Actions, KillReason, Resolution};
+pub use event::{CallSpec, Event, Outcome, Time, WorkerSpec};
+pub use id::{Attempt, BlobId, CallId, EventSeq, SegmentId, TaskId, WorkerId};
+pub use scheduler::Scheduler;

@@ -1,0 +1,135 @@
+//! What a scheduler's process and its workers say to each other, whatever carries it.
+//!
+//! Payload bytes never stand in a message: they are the body of its frame, or an [`Extent`] of
+//! a segment of shared memory that was announced before.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Attempt, BlobId, CallId, SegmentId, TaskId};
+
+/// A range of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Extent {
+    pub segment: SegmentId,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// Where a payload's pickle is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// In the frame.
+    Inline,
+    InSegment(Extent),
+}
+
+/// How a worker maps the arrays of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Access {
+    /// Private: writes stay with the task that makes them.
+    CopyOnWrite,
+    ReadOnly,
+    /// Writes are seen by every worker that maps it.
+    Shared,
+}
+
+/// One out-of-band buffer of a pickle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffer {
+    pub extent: Extent,
+    pub access: Access,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunTask {
+    pub call: CallId,
+    pub task: TaskId,
+    pub attempt: Attempt,
+    /// How many items the payload holds; what is not begun of them can be taken back.
+    pub items: u32,
+    /// Blobs that the payload refers to, in the order in which it numbers them.
+    pub blobs: Vec<BlobId>,
+    pub body: Body,
+    pub buffers: Vec<Buffer>,
+}
+
+/// From the scheduler's process to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    Run(RunTask),
+    /// Bytes to keep until `ForgetBlob`.
+    Blob {
+        blob: BlobId,
+        body: Body,
+        buffers: Vec<Buffer>,
+    },
+    ForgetBlob {
+        blob: BlobId,
+    },
+    /// A segment of the sender's; its file descriptor comes with the frame.
+    Segment {
+        segment: SegmentId,
+        bytes: u64,
+    },
+    /// The sender has given a segment of its own up: unmap it as soon as nothing refers to it.
+    Unmap {
+        segment: SegmentId,
+    },
+    /// Nothing refers to this segment of the worker's any more: it may be filled again.
+    Recycle {
+        segment: SegmentId,
+    },
+    /// Give back what has not begun of the task; answered by `Returned` or `Finished`.
+    Retract {
+        task: TaskId,
+        attempt: Attempt,
+    },
+}
+
+/// Where the time of one task went, by the worker's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    pub loading: Duration,
+    pub running: Duration,
+    pub dumping: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// The body holds the list of results.
+    Results,
+    /// The body holds the exception.
+    Error,
+}
+
+/// From a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromWorker {
+    Ready,
+    Finished {
+        task: TaskId,
+        attempt: Attempt,
+        report: Report,
+        body: Body,
+        buffers: Vec<Extent>,
+        timings: Timings,
+    },
+    Returned {
+        task: TaskId,
+        attempt: Attempt,
+        kept: u32,
+    },
+    /// A segment of the worker's that results refer to; its file descriptor comes with the frame.
+    Segment {
+        segment: SegmentId,
+        bytes: u64,
+    },
+    /// The worker has given a segment of its own up.
+    Unmap {
+        segment: SegmentId,
+    },
+    /// A pickled log record, in the body.
+    Log,
+}

@@ -1,0 +1,150 @@
+//! What workers hold: the verbs that change a worker's queue.
+//!
+//! Each leaves the counts of calls and the indexes of workers right. Nothing else touches a queue.
+
+use crate::action::{Action, KillReason};
+use crate::id::{CallId, WorkerId};
+
+use super::worker::{Ask, Filing, Slot, Worker};
+use super::{Out, Scheduler};
+
+impl Scheduler {
+    /// Hands the call's next task to the worker.
+    pub(super) fn hand_out(&mut self, call: CallId, to: WorkerId, out: &mut Out<'_>) {
+        let Some(worker) = self.roster.workers.get_mut(&to) else {
+            return;
+        };
+        let Some(from) = self.calls.get_mut(&call) else {
+            return;
+        };
+        let Some(task) = from.pop() else { return };
+        let head = worker.slots.is_empty();
+        if head {
+            worker.head_since = self.now;
+        }
+        out.push(Action::Run { worker: to, task: task.id, attempt: task.attempt });
+        let slot = Slot::new(call, task);
+        from.gain(to, &slot, head);
+        worker.slots.push_back(slot);
+        self.refile(to);
+    }
+
+    /// Takes a task off the worker: it does not hold it any more.
+    pub(super) fn take_off(&mut self, from: WorkerId, at: usize) -> Option<Slot> {
+        let worker = self.roster.workers.get_mut(&from)?;
+        let slot = worker.slots.remove(at)?;
+        if let Some(call) = self.calls.get_mut(&slot.call).filter(|_| slot.wanted) {
+            call.lose(from, &slot, at == 0);
+        }
+        if at == 0 {
+            worker.head_since = self.now;
+            worker.rested = self.seq.0;
+            if let Some(next) = worker.slots.front().filter(|next| next.wanted) {
+                if let Some(call) = self.calls.get_mut(&next.call) {
+                    call.lose(from, next, false);
+                    call.gain(from, next, true);
+                }
+            }
+        }
+        self.refile(from);
+        Some(slot)
+    }
+
+    /// Nobody waits for the task any more; the worker holds it until it says so or is lost.
+    pub(super) fn disown(&mut self, on: WorkerId, at: usize) {
+        self.edit(on, at, |slot| slot.wanted = false);
+    }
+
+    /// Asks the worker for a task, or for what it has not begun of it.
+    pub(super) fn ask(&mut self, of: WorkerId, at: usize, ask: Ask, out: &mut Out<'_>) {
+        self.edit(of, at, |slot| {
+            slot.ask = Some(ask);
+            out.push(Action::Retract { worker: of, task: slot.task.id, attempt: slot.task.attempt });
+        });
+    }
+
+    /// Orders the worker to end. Nothing more is placed on it; what else it holds moves when it is lost.
+    pub(super) fn kill(&mut self, id: WorkerId, reason: KillReason, out: &mut Out<'_>) {
+        let Some(worker) = self.roster.workers.get_mut(&id) else {
+            return;
+        };
+        worker.leaving = true;
+        out.push(Action::Kill { worker: id, reason });
+        for at in 0..worker.slots.len() {
+            self.edit(id, at, |slot| slot.ask = None);
+        }
+        self.refile(id);
+    }
+
+    /// Takes a worker out, with all that it holds.
+    pub(super) fn take_out(&mut self, id: WorkerId) -> Option<Worker> {
+        let worker = self.roster.workers.get_mut(&id)?;
+        for (at, slot) in worker.slots.iter().enumerate() {
+            if let Some(call) = self.calls.get_mut(&slot.call).filter(|_| slot.wanted) {
+                call.lose(id, slot, at == 0);
+            }
+        }
+        if let Some(call) = worker.spec.only.and_then(|call| self.calls.get_mut(&call)) {
+            call.helpers.remove(&id);
+        }
+        self.refile_as(id, Filing::default());
+        self.roster.remove(id)
+    }
+
+    /// Changes one task on a worker.
+    pub(super) fn edit(&mut self, on: WorkerId, at: usize, change: impl FnOnce(&mut Slot)) {
+        let Some(worker) = self.roster.workers.get_mut(&on) else {
+            return;
+        };
+        let Some(slot) = worker.slots.get_mut(at) else {
+            return;
+        };
+        let call = self.calls.get_mut(&slot.call).filter(|_| slot.wanted);
+        match call {
+            Some(call) => {
+                call.lose(on, slot, at == 0);
+                change(slot);
+                if slot.wanted {
+                    call.gain(on, slot, at == 0);
+                }
+            }
+            None => change(slot),
+        }
+        self.refile(on);
+    }
+
+    /// Brings the indexes up to date with the worker's state.
+    pub(super) fn refile(&mut self, id: WorkerId) {
+        if let Some(worker) = self.roster.worker(id) {
+            let filing = self.filing(worker);
+            self.refile_as(id, filing);
+        }
+    }
+
+    pub(super) fn filing(&self, worker: &Worker) -> Filing {
+        let head_call = worker.slots.front().and_then(|slot| self.calls.get(&slot.call));
+        worker.filing(head_call.map(|call| &call.spec), self.config.split_after)
+    }
+
+    fn refile_as(&mut self, id: WorkerId, new: Filing) {
+        let Some(worker) = self.roster.workers.get_mut(&id) else {
+            return;
+        };
+        let old = std::mem::replace(&mut worker.filed, new);
+        self.roster.refile(id, old, new);
+        if old.split == new.split {
+            return;
+        }
+        if let Some((call, time)) = old.split {
+            if let Some(call) = self.calls.get_mut(&call) {
+                call.splits.remove(&(time, id));
+            }
+        }
+        if let Some((call, time)) = new.split {
+            if let Some(open) = self.calls.get_mut(&call) {
+                open.splits.insert((time, id));
+                self.hungry.insert(call);
+            }
+        }
+    }
+}

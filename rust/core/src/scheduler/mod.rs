@@ -1,0 +1,178 @@
+//! The scheduler machine: decides what runs where, and what became of it.
+//!
+//! Guarantees:
+//! - [`Scheduler::handle`] is total: any event in any state returns; it never panics on what a peer sent.
+//! - Actions depend only on the sequence of events and their times.
+//! - Each task of a call that stays open is resolved exactly once.
+//! - No more than `cap` workers hold tasks of a call at any moment.
+//! - A report about an attempt that its worker does not hold is dropped, in one place, and counted.
+//!
+//! Assumes that a worker runs what it is handed in order, one task at a time, so the head of its queue is
+//! the task that runs, and needs no message to say so.
+//!
+//! Each event goes through three steps: it changes the state (`transition`, `report`), tasks that overran their
+//! time are ended (`report`), and work is handed out (`place`) or moved to workers that have none (`balance`).
+
+mod balance;
+mod call;
+mod check;
+mod hold;
+mod live;
+mod place;
+mod report;
+mod roster;
+mod transition;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::action::{Action, Actions};
+use crate::event::{Event, Time};
+use crate::id::{CallId, EventSeq, WorkerId};
+
+use call::Call;
+use live::Live;
+use roster::Roster;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Cores that running tasks may use together; what nested calls are held to.
+    pub core_budget: u32,
+    /// Workers in a row that may fail to start before waiting tasks are given up. At least 1.
+    pub max_start_failures: u32,
+    /// How long a task of several items runs before its tail is taken back for an idle worker.
+    pub split_after: Duration,
+    /// Most workers that exist at once, helpers not counted.
+    pub max_workers: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { core_budget: 1, max_start_failures: 3, split_after: Duration::from_millis(2), max_workers: u32::MAX }
+    }
+}
+
+/// Counts for people and for tests. Nothing is decided by them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Calls that are open.
+    pub calls: usize,
+    /// Tasks not yet resolved.
+    pub tasks: usize,
+    /// Those of them that no worker holds.
+    pub queued: usize,
+    /// Workers that have joined and are not lost, helpers included.
+    pub workers: usize,
+    /// Workers asked for that have neither joined nor failed.
+    pub starting: usize,
+    /// Workers without a task that any call may use.
+    pub idle: usize,
+    /// Workers that count against the core budget.
+    pub busy: usize,
+    /// Reports dropped because their attempt was not the current one.
+    pub stale: u64,
+}
+
+#[derive(Debug)]
+pub struct Scheduler {
+    config: Config,
+    /// Number of the next event.
+    seq: EventSeq,
+    /// Never goes back, whatever the shell says.
+    now: Time,
+    calls: BTreeMap<CallId, Call>,
+    roster: Roster,
+    /// Tasks not yet resolved, to notice one that is submitted twice.
+    live: Live,
+    /// Calls that could use another worker. May lag in keeping a call, never in missing one.
+    hungry: BTreeSet<CallId>,
+    /// The call that was served last; the next one in order has the next turn.
+    turn: CallId,
+    /// Workers that failed to start since one last joined.
+    start_failures: u32,
+    stale: u64,
+}
+
+/// Where the handling of one event puts its actions.
+struct Out<'a> {
+    seq: EventSeq,
+    actions: &'a mut Actions,
+}
+
+impl Out<'_> {
+    fn push(&mut self, action: Action) {
+        self.actions.items.push((self.seq, action));
+    }
+}
+
+impl Scheduler {
+    pub fn new(config: Config) -> Self {
+        Scheduler {
+            config: Config { max_start_failures: config.max_start_failures.max(1), ..config },
+            seq: EventSeq(0),
+            now: Time::ZERO,
+            calls: BTreeMap::new(),
+            roster: Roster::default(),
+            live: Live::default(),
+            hungry: BTreeSet::new(),
+            turn: CallId(0),
+            start_failures: 0,
+            stale: 0,
+        }
+    }
+
+    /// Takes in one event, the first of which is number 0, and appends what has to be done.
+    pub fn handle(&mut self, now: Time, event: Event, actions: &mut Actions) {
+        let mut out = Out { seq: self.seq, actions };
+        self.seq = EventSeq(self.seq.0 + 1);
+        self.now = self.now.max(now);
+        self.apply(event, &mut out);
+        self.expire(&mut out);
+        self.place(&mut out);
+    }
+
+    /// When to send [`Event::TimePassed`] unless another event comes first: a task will overrun its
+    /// limit, or a running one has become long enough to be split for a worker that is idle.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let overrun = self.roster.next_deadline();
+        match (overrun, self.next_split()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// No call is open. Workers may well be there.
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty() && self.live.is_empty()
+    }
+
+    /// Number that the next event will get.
+    pub fn next_seq(&self) -> EventSeq {
+        self.seq
+    }
+
+    /// Tasks on the worker that it has not reported, wanted or not; `None` for one that is not there.
+    pub fn holds(&self, worker: WorkerId) -> Option<usize> {
+        self.roster.worker(worker).map(|w| w.slots.len())
+    }
+
+    /// Workers that any call may use and that have nothing to do, the one that rested longest first:
+    /// the order in which to let them go.
+    pub fn idle_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        self.roster.idle_coldest_first()
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            calls: self.calls.len(),
+            tasks: self.live.len(),
+            queued: self.calls.values().map(Call::waiting).sum(),
+            workers: self.roster.len(),
+            starting: self.roster.starting(),
+            idle: self.roster.idle(),
+            busy: self.roster.busy(),
+            stale: self.stale,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What each event changes.
+
+use crate::action::{Action, KillReason, Resolution};
+use crate::event::{CallSpec, Event, WorkerSpec};
+use crate::id::{Attempt, CallId, TaskId, WorkerId};
+
+use super::call::{Call, Task};
+use super::worker::{Ask, Worker};
+use super::{Out, Scheduler};
+
+impl Scheduler {
+    pub(super) fn apply(&mut self, event: Event, out: &mut Out<'_>) {
+        match event {
+            Event::CallOpened { call, spec } => self.call_opened(call, spec),
+            Event::CallClosed { call } => self.call_closed(call, out),
+            Event::CallPaused { call, paused } => self.call_paused(call, paused),
+            Event::HelperExcused { call } => self.helper_excused(call),
+            Event::TaskSubmitted { call, task, items, urgent } => self.task_submitted(call, task, items, urgent),
+            Event::WorkerJoined { worker, spec } => self.worker_joined(worker, spec),
+            Event::WorkerLost { worker } => self.worker_lost(worker, out),
+            Event::TaskFinished { worker, task, attempt, outcome } => {
+                self.task_finished(worker, task, attempt, outcome, out);
+            }
+            Event::TaskReturned { worker, task, attempt, kept } => {
+                self.task_returned(worker, task, attempt, kept, out);
+            }
+            Event::TimePassed => {}
+        }
+    }
+
+    fn call_opened(&mut self, call: CallId, spec: CallSpec) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.calls.entry(call) {
+            entry.insert(Call::new(spec));
+            // What kept workers from starting may have passed.
+            self.start_failures = 0;
+        }
+    }
+
+    fn call_closed(&mut self, call: CallId, out: &mut Out<'_>) {
+        let Some(closed) = self.calls.get(&call) else {
+            return;
+        };
+        let engaged: Vec<WorkerId> = closed.engaged.keys().copied().collect();
+        for worker in engaged {
+            self.abandon(worker, call, out);
+        }
+        let Some(closed) = self.calls.remove(&call) else {
+            return;
+        };
+        self.hungry.remove(&call);
+        for task in closed.waiting_tasks() {
+            self.live.remove(&task.id);
+        }
+        for helper in closed.helpers {
+            if let Some(worker) = self.roster.workers.get_mut(&helper) {
+                worker.leaving = true;
+            }
+            self.refile(helper);
+        }
+    }
+
+    /// Disowns what the worker holds of a call, and sees that little of it is run in vain.
+    fn abandon(&mut self, on: WorkerId, call: CallId, out: &mut Out<'_>) {
+        let Some(worker) = self.roster.worker(on) else {
+            return;
+        };
+        let (runs, killable, leaving) = (worker.runs(call), worker.spec.killable, worker.leaving);
+        let slots = worker.slots.iter().enumerate().filter(|(_, slot)| slot.serves(call));
+        // One that runs and cannot be ended may at least leave out the items that it has not begun.
+        let slots = slots.map(|(at, slot)| {
+            let has_more = at > 0 || slot.task.items > 1;
+            (at, slot.task.id, has_more && slot.ask.is_none())
+        });
+        let ends = runs && killable && !leaving;
+        for (at, task, worth_asking) in slots.collect::<Vec<_>>() {
+            self.live.remove(&task);
+            self.disown(on, at);
+            if worth_asking && !leaving && !ends {
+                self.ask(on, at, Ask::Whole, out);
+            }
+        }
+        if ends {
+            self.kill(on, KillReason::Cancelled, out);
+        }
+    }
+
+    fn call_paused(&mut self, call: CallId, paused: bool) {
+        if let Some(open) = self.calls.get_mut(&call) {
+            open.paused = paused;
+            self.hungry.insert(call);
+        }
+    }
+
+    fn helper_excused(&mut self, call: CallId) {
+        if let Some(call) = self.calls.get_mut(&call) {
+            call.awaited = false;
+        }
+    }
+
+    fn task_submitted(&mut self, call: CallId, id: TaskId, items: u32, urgent: bool) {
+        let Some(open) = self.calls.get_mut(&call) else {
+            return;
+        };
+        if !self.live.insert(id) {
+            return;
+        }
+        let task = Task { id, items: items.max(1), attempt: Attempt(0), deaths: 0 };
+        open.submit(task, urgent);
+        self.hungry.insert(call);
+    }
+
+    fn worker_joined(&mut self, id: WorkerId, spec: WorkerSpec) {
+        if self.roster.stop_waiting_for(id) {
+            self.start_failures = 0;
+        } else if !self.roster.is_free_foreign_id(id) {
+            return;
+        }
+        let mut worker = Worker::new(spec, true);
+        if let Some(only) = worker.spec.only {
+            match self.calls.get_mut(&only) {
+                Some(call) => {
+                    call.awaited = false;
+                    call.helpers.insert(id);
+                    worker.counts = !call.spec.nested;
+                }
+                None => worker.leaving = true,
+            }
+        }
+        self.roster.add(id, worker);
+        self.refile(id);
+    }
+
+    fn worker_lost(&mut self, id: WorkerId, out: &mut Out<'_>) {
+        if self.roster.stop_waiting_for(id) {
+            self.start_failures = self.start_failures.saturating_add(1);
+            return;
+        }
+        let Some(worker) = self.take_out(id) else {
+            return;
+        };
+        // It did start: whoever takes its place deserves a try.
+        self.start_failures = self.start_failures.min(self.config.max_start_failures - 1);
+        // One that was told to end, or a helper that walked away, did not die of its task.
+        let mut blamed = worker.is_shared() && !worker.leaving;
+        let mut back = Vec::with_capacity(worker.slots.len());
+        for mut slot in worker.slots {
+            let running = std::mem::take(&mut blamed);
+            if !slot.wanted {
+                continue;
+            }
+            if running && slot.task.items > 1 {
+                // One of its items did it: in halves, the others are soon clear of it.
+                slot.task.items /= 2;
+                out.push(Action::Remainder { call: slot.call, task: slot.task.id, kept: slot.task.items });
+                back.push((slot.call, slot.task));
+                continue;
+            }
+            slot.task.deaths += u32::from(running);
+            if running && self.gives_up(slot.call, slot.task.deaths) {
+                let resolution = Resolution::WorkerCrashed { worker: id, deaths: slot.task.deaths };
+                self.resolve(slot.call, slot.task.id, resolution, out);
+            } else {
+                back.push((slot.call, slot.task));
+            }
+        }
+        for (call, task) in back.into_iter().rev() {
+            self.requeue(call, task);
+        }
+    }
+
+    fn gives_up(&self, call: CallId, deaths: u32) -> bool {
+        let call = self.calls.get(&call);
+        call.is_none_or(|call| deaths > call.spec.crash_retries)
+    }
+}
