@@ -1,0 +1,396 @@
+//! The worker's side of its connection: tasks in, reports out.
+//!
+//! An I/O thread reads, so that taking tasks back and the end of the parent are noticed while a task
+//! runs and whoever holds the interpreter. When the parent's end closes, the process ends at once.
+//! The thread that runs tasks writes its reports itself.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustdask_core::frame::Frame;
+use rustdask_core::message::{Access, Body, Buffer, Extent, FromWorker, Report, RunTask, Timings, ToWorker};
+use rustdask_core::{Attempt, BlobId, SegmentId, TaskId};
+use rustix::event::{poll, PollFd, PollFlags};
+
+use crate::cursor::Cursor;
+use crate::shm::{Mapping, PageMap, Segment};
+use crate::wire::{self, Inbox, Read};
+
+/// Recycled segments that are kept for the next results: this many bytes, this long.
+const KEEP_BYTES: u64 = 512 << 20;
+const KEEP_IDLE: Duration = Duration::from_secs(5);
+/// Segments that results are in and that can be filled again; each keeps a descriptor open.
+const MAX_LENT: usize = 48;
+/// Requests to take tasks back that came before the task; more than this many are leftovers.
+const MAX_EARLY: usize = 1024;
+
+/// Bytes that the parent sent, where they are.
+#[derive(Clone)]
+pub enum Bytes {
+    Inline(Arc<Vec<u8>>),
+    Mapped(View),
+}
+
+/// A range of a mapping, which it keeps alive.
+#[derive(Clone)]
+pub struct View {
+    pub mapping: Arc<Mapping>,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// A task to run.
+pub struct Task {
+    pub run: RunTask,
+    pub body: Bytes,
+    pub cursor: Arc<Cursor>,
+}
+
+/// A blob: bytes that many tasks refer to.
+#[derive(Clone)]
+pub struct Blob {
+    pub body: Bytes,
+    pub buffers: Vec<View>,
+}
+
+struct Queued {
+    run: RunTask,
+    inline: Vec<u8>,
+    cursor: Arc<Cursor>,
+}
+
+/// Where a blob's pickle is, what came in the frame, and its buffers.
+type SentBlob = (Body, Arc<Vec<u8>>, Vec<Buffer>);
+
+#[derive(Default)]
+struct Inner {
+    waiting: VecDeque<Queued>,
+    running: Option<(TaskId, Attempt, Arc<Cursor>)>,
+    early: HashSet<(TaskId, Attempt)>,
+    blobs: HashMap<BlobId, SentBlob>,
+    forgotten: Vec<BlobId>,
+    segments: HashMap<SegmentId, Segment>,
+    mappings: HashMap<(SegmentId, Access), Arc<Mapping>>,
+    results: Results,
+}
+
+/// Our own segments, which results are written to.
+#[derive(Default)]
+struct Results {
+    next: u64,
+    lent: HashMap<SegmentId, Segment>,
+    free: Vec<(SegmentId, Segment)>,
+    free_since: Option<Instant>,
+}
+
+impl Results {
+    fn free_bytes(&self) -> u64 {
+        self.free.iter().map(|(_, segment)| segment.bytes).sum()
+    }
+
+    /// The smallest free segment that is large enough, and not wastefully so.
+    fn take_free(&mut self, bytes: u64) -> Option<(SegmentId, Segment)> {
+        let fitting =
+            self.free.iter().enumerate().filter(|(_, (_, s))| s.bytes >= bytes && s.bytes <= bytes.saturating_mul(2));
+        let best = fitting.min_by_key(|(_, (_, segment))| segment.bytes)?.0;
+        Some(self.free.swap_remove(best))
+    }
+
+    /// False when it cannot be filled again.
+    fn recycle(&mut self, id: SegmentId) -> bool {
+        let Some(segment) = self.lent.remove(&id) else { return false };
+        self.free.push((id, segment));
+        self.free_since = Some(Instant::now());
+        true
+    }
+
+    fn lend(&mut self, id: SegmentId, segment: Segment) {
+        if self.lent.len() < MAX_LENT {
+            self.lent.insert(id, segment);
+        }
+    }
+
+    /// Segments to give up: all of them after a while without use, the oldest when there are too many.
+    fn surplus(&mut self) -> Vec<SegmentId> {
+        let mut gone = Vec::new();
+        let stale = self.free_since.is_some_and(|since| since.elapsed() >= KEEP_IDLE);
+        while !self.free.is_empty() && (stale || self.free_bytes() > KEEP_BYTES) {
+            gone.push(self.free.remove(0).0);
+        }
+        gone
+    }
+}
+
+pub struct Endpoint {
+    socket: Arc<OwnedFd>,
+    sending: Mutex<()>,
+    inner: Mutex<Inner>,
+    arrived: Condvar,
+    pages: Option<PageMap>,
+}
+
+impl Endpoint {
+    /// Take the connection over and say that the worker is ready.
+    pub fn start(socket: OwnedFd) -> io::Result<Arc<Self>> {
+        let endpoint = Arc::new(Self {
+            socket: Arc::new(socket),
+            sending: Mutex::new(()),
+            inner: Mutex::default(),
+            arrived: Condvar::new(),
+            // Without it (a hardened /proc), mappings are not reused between tasks.
+            pages: PageMap::open().ok(),
+        });
+        let reader = endpoint.clone();
+        std::thread::Builder::new().name("rustdask-io".into()).spawn(move || reader.read_until_closed())?;
+        endpoint.send(&FromWorker::Ready, &[], None)?;
+        Ok(endpoint)
+    }
+
+    /// Wait for the next task, at most `limit`.
+    pub fn next_task(&self, limit: Duration) -> io::Result<Option<Task>> {
+        let mut inner = self.inner.lock().expect("no holder panics");
+        if inner.waiting.is_empty() {
+            inner = self.arrived.wait_timeout(inner, limit).expect("no holder panics").0;
+        }
+        let Some(queued) = inner.waiting.pop_front() else { return Ok(None) };
+        inner.running = Some((queued.run.task, queued.run.attempt, queued.cursor.clone()));
+        let body = inner.bytes(queued.run.body, Arc::new(queued.inline))?;
+        Ok(Some(Task { run: queued.run, body, cursor: queued.cursor }))
+    }
+
+    /// Map buffers of a task.
+    pub fn views(&self, buffers: &[Buffer]) -> io::Result<Vec<View>> {
+        self.inner.lock().expect("no holder panics").views(buffers)
+    }
+
+    pub fn blob(&self, id: BlobId) -> io::Result<Blob> {
+        let mut inner = self.inner.lock().expect("no holder panics");
+        let (body, inline, buffers) =
+            inner.blobs.get(&id).cloned().ok_or_else(|| invalid("a task refers to a blob that was not sent"))?;
+        Ok(Blob { body: inner.bytes(body, inline)?, buffers: inner.views(&buffers)? })
+    }
+
+    /// Blobs that are not needed any more since it was last asked.
+    pub fn take_forgotten(&self) -> Vec<BlobId> {
+        std::mem::take(&mut self.inner.lock().expect("no holder panics").forgotten)
+    }
+
+    /// Put a result's buffer into shared memory; the parent has it until it says `Recycle`.
+    pub fn place(&self, buffer: &[u8]) -> io::Result<Extent> {
+        let bytes = buffer.len() as u64;
+        let reused = self.inner.lock().expect("no holder panics").results.take_free(bytes);
+        let (id, segment) = match reused {
+            Some(reused) => reused,
+            None => self.new_segment(bytes)?,
+        };
+        let filled = segment.fill(buffer);
+        self.inner.lock().expect("no holder panics").results.lend(id, segment);
+        filled?;
+        Ok(Extent { segment: id, offset: 0, bytes })
+    }
+
+    fn new_segment(&self, bytes: u64) -> io::Result<(SegmentId, Segment)> {
+        let segment = Segment::create(bytes, None)?;
+        let id = {
+            let results = &mut self.inner.lock().expect("no holder panics").results;
+            results.next += 1;
+            SegmentId(results.next)
+        };
+        self.send(&FromWorker::Segment { segment: id, bytes }, &[], Some(&segment))?;
+        Ok((id, segment))
+    }
+
+    pub fn finish(
+        &self,
+        task: TaskId,
+        attempt: Attempt,
+        report: Report,
+        pickle: &[u8],
+        buffers: Vec<Extent>,
+        timings: Timings,
+    ) -> io::Result<()> {
+        let body = if pickle.len() >= crate::shm::MIN_SEGMENT_BYTES {
+            Body::InSegment(self.place(pickle)?)
+        } else {
+            Body::Inline
+        };
+        let inline = if matches!(body, Body::Inline) { pickle } else { &[] };
+        self.inner.lock().expect("no holder panics").running = None;
+        self.send(&FromWorker::Finished { task, attempt, report, body, buffers, timings }, inline, None)
+    }
+
+    /// After a task and all that it referred to: undo what it wrote to its arguments, so that the next
+    /// task finds them as they were sent. Mappings that somebody has kept are left to them.
+    pub fn settle(&self) {
+        let mut inner = self.inner.lock().expect("no holder panics");
+        let pages = self.pages.as_ref();
+        inner.mappings.retain(|(_, access), mapping| {
+            if *access != Access::CopyOnWrite {
+                return true;
+            }
+            // What somebody keeps is theirs: the next task gets a mapping of its own.
+            Arc::strong_count(mapping) == 1 && pages.is_some_and(|pages| mapping.reset(pages).is_ok())
+        });
+    }
+
+    pub fn log(&self, record: &[u8]) -> io::Result<()> {
+        self.send(&FromWorker::Log, record, None)
+    }
+
+    fn send(&self, message: &FromWorker, body: &[u8], fd: Option<&Segment>) -> io::Result<()> {
+        let _turn = self.sending.lock().expect("no holder panics");
+        wire::send_blocking(self.socket.as_fd(), message, body, fd.map(AsFd::as_fd))
+    }
+
+    fn read_until_closed(&self) {
+        if let Err(error) = self.read_frames() {
+            eprintln!("rustdask worker: cannot go on: {error}");
+        }
+        exit_now();
+    }
+
+    fn read_frames(&self) -> io::Result<()> {
+        let mut inbox = Inbox::default();
+        loop {
+            self.wait_readable()?;
+            if inbox.read(self.socket.as_fd(), true)? == Read::Closed {
+                return Ok(());
+            }
+            while let Some(frame) = inbox.next_frame::<ToWorker>()? {
+                self.handle(frame, &mut inbox)?;
+            }
+        }
+    }
+
+    /// Wait for the parent's next word; give surplus segments up meanwhile.
+    fn wait_readable(&self) -> io::Result<()> {
+        loop {
+            let has_free = !self.inner.lock().expect("no holder panics").results.free.is_empty();
+            let timeout = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+            let mut fds = [PollFd::new(&*self.socket, PollFlags::IN)];
+            let ready = rustix::io::retry_on_intr(|| poll(&mut fds, has_free.then_some(&timeout)))?;
+            if ready > 0 {
+                return Ok(());
+            }
+            self.give_up_surplus()?;
+        }
+    }
+
+    fn give_up_surplus(&self) -> io::Result<()> {
+        let gone = self.inner.lock().expect("no holder panics").results.surplus();
+        gone.into_iter().try_for_each(|segment| self.send(&FromWorker::Unmap { segment }, &[], None))
+    }
+
+    fn handle(&self, frame: Frame<ToWorker>, inbox: &mut Inbox) -> io::Result<()> {
+        match frame.message {
+            ToWorker::Run(run) => self.queue(run, frame.body)?,
+            ToWorker::Retract { task, attempt } => self.retract(task, attempt)?,
+            ToWorker::Recycle { segment } => {
+                let recycled = self.inner.lock().expect("no holder panics").results.recycle(segment);
+                if !recycled {
+                    self.send(&FromWorker::Unmap { segment }, &[], None)?;
+                }
+                self.give_up_surplus()?;
+            }
+            ToWorker::Blob { blob, body, buffers } => {
+                let mut inner = self.inner.lock().expect("no holder panics");
+                inner.blobs.insert(blob, (body, Arc::new(frame.body), buffers));
+            }
+            ToWorker::ForgetBlob { blob } => {
+                let mut inner = self.inner.lock().expect("no holder panics");
+                inner.blobs.remove(&blob);
+                inner.forgotten.push(blob);
+            }
+            ToWorker::Segment { segment, bytes } => {
+                let received = Segment::from_fd(inbox.take_fd()?, bytes);
+                self.inner.lock().expect("no holder panics").segments.insert(segment, received);
+            }
+            ToWorker::Unmap { segment } => {
+                let mut inner = self.inner.lock().expect("no holder panics");
+                inner.segments.remove(&segment);
+                inner.mappings.retain(|(mapped, _), _| *mapped != segment);
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&self, run: RunTask, inline: Vec<u8>) -> io::Result<()> {
+        let (task, attempt) = (run.task, run.attempt);
+        let cursor = Arc::new(Cursor::new(run.items));
+        let mut inner = self.inner.lock().expect("no holder panics");
+        if inner.early.remove(&(task, attempt)) {
+            drop(inner);
+            return self.send(&FromWorker::Returned { task, attempt, kept: 0 }, &[], None);
+        }
+        inner.waiting.push_back(Queued { run, inline, cursor });
+        drop(inner);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    fn retract(&self, task: TaskId, attempt: Attempt) -> io::Result<()> {
+        let mut inner = self.inner.lock().expect("no holder panics");
+        let kept = match &inner.running {
+            Some((running, current, cursor)) if (*running, *current) == (task, attempt) => Some(cursor.cut()),
+            _ => {
+                let before = inner.waiting.len();
+                inner.waiting.retain(|queued| (queued.run.task, queued.run.attempt) != (task, attempt));
+                (inner.waiting.len() < before).then_some(0)
+            }
+        };
+        if kept.is_none() {
+            // Its report crossed this request, or it is still to come.
+            if inner.early.len() >= MAX_EARLY {
+                inner.early.clear();
+            }
+            inner.early.insert((task, attempt));
+        }
+        drop(inner);
+        match kept {
+            Some(kept) => self.send(&FromWorker::Returned { task, attempt, kept }, &[], None),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn bytes(&mut self, body: Body, inline: Arc<Vec<u8>>) -> io::Result<Bytes> {
+        Ok(match body {
+            Body::Inline => Bytes::Inline(inline),
+            Body::InSegment(extent) => Bytes::Mapped(self.view(extent, Access::ReadOnly)?),
+        })
+    }
+
+    fn views(&mut self, buffers: &[Buffer]) -> io::Result<Vec<View>> {
+        buffers.iter().map(|buffer| self.view(buffer.extent, buffer.access)).collect()
+    }
+
+    fn view(&mut self, extent: Extent, access: Access) -> io::Result<View> {
+        let key = (extent.segment, access);
+        if !self.mappings.contains_key(&key) {
+            let segment = self
+                .segments
+                .get(&extent.segment)
+                .ok_or_else(|| invalid("a task names a segment that was not sent"))?;
+            self.mappings.insert(key, Arc::new(segment.map(access)?));
+        }
+        let mapping = self.mappings[&key].clone();
+        if mapping.range(extent.offset, extent.bytes).is_none() {
+            return Err(invalid("a task names memory outside its segment"));
+        }
+        Ok(View { mapping, offset: extent.offset, bytes: extent.bytes })
+    }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// End the process without exit handlers: the parent is gone, and nobody would see what they do.
+fn exit_now() -> ! {
+    // SAFETY: _exit takes no memory of ours and does not return.
+    unsafe { libc::_exit(0) }
+}

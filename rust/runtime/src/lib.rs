@@ -1,0 +1,15 @@
+//! The shells of rustdask: they turn the world into events for the scheduler machine and carry
+//! out its actions. Threads, worker processes, sockets and shared memory are here; Python is not.
+
+pub mod cursor;
+pub mod driver;
+pub mod endpoint;
+pub mod mailbox;
+pub mod parcel;
+pub mod plain;
+pub mod processes;
+pub mod shm;
+pub mod store;
+pub mod template;
+pub mod threads;
+pub mod wire;

@@ -1,0 +1,931 @@
+//! Worker processes of this machine: started, fed, heard and buried by one I/O thread.
+//!
+//! Who does what: the driver decides under its lock; the thread that waits for a call pickles tasks and
+//! writes them straight to the worker's socket; the I/O thread reads reports and output, watches memory
+//! and idle time, and learns from the template how a worker ended.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use rustdask_core::message::{Access, Body, Extent, FromWorker, Report, Timings, ToWorker};
+use rustdask_core::scheduler::Config;
+use rustdask_core::{Attempt, CallId, Event, KillReason, Outcome, SegmentId, TaskId, WorkerId, WorkerSpec};
+use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
+use rustix::pipe::{pipe_with, PipeFlags};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot, Notify};
+
+use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
+use crate::shm::{Mapping, Segment};
+use crate::store::Store;
+use crate::template::{Launch, News, Template, WorkerEnds};
+use crate::wire::{append_frame, Inbox, Outbox, Read};
+
+/// Tasks that a worker may hold, the running one included: it never waits for us between two.
+const DEPTH: u32 = 4;
+/// How often memory and idle time are looked at while anything is to be looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// Unused arguments are kept in shared memory this long.
+const KEEP_ARGUMENTS: Duration = Duration::from_secs(5);
+const SHUT_DOWN: &str = "rustdask was shut down while the call was running";
+/// How long to wait for the template to say how a worker ended.
+const OBITUARY_PATIENCE: Duration = Duration::from_secs(2);
+/// What is kept of a worker's stderr for the report of its death.
+const STDERR_TAIL_BYTES: usize = 4 << 10;
+
+/// What a worker reported of a task, or why it was never sent.
+pub enum Delivery {
+    Report {
+        report: Report,
+        body: Reported,
+        buffers: Vec<Lease>,
+        timings: Timings,
+        bytes: u64,
+    },
+    /// The payload could not be pickled or placed; the caller knows why.
+    Unsent,
+}
+
+/// Bytes of a report's pickle.
+pub enum Reported {
+    Inline(Vec<u8>),
+    Leased(Lease),
+}
+
+/// A range of a worker's segment. When the last clone is dropped the worker may fill the segment again.
+#[derive(Clone)]
+pub struct Lease(Arc<Leased>);
+
+struct Leased {
+    mapping: Arc<Mapping>,
+    extent: Extent,
+    connection: Weak<Connection>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Lease {
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.0.mapping
+    }
+
+    pub fn extent(&self) -> Extent {
+        self.0.extent
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(connection) = self.connection.upgrade() {
+            connection.outbox.send(&ToWorker::Recycle { segment: self.extent.segment }, &[], None);
+        }
+    }
+}
+
+/// Text that a worker wrote.
+pub struct Output {
+    pub error_stream: bool,
+    pub text: Vec<u8>,
+    /// It is a pickled log record, not text.
+    pub log: bool,
+}
+
+/// Our side of a worker process.
+pub struct Connection {
+    pub worker: WorkerId,
+    pub rank: u32,
+    pub outbox: Outbox,
+    backlog: Arc<Notify>,
+    /// 0 until the template has said; -1 once it has been killed.
+    pid: AtomicI32,
+    /// The worker's segments, by the id it gave them.
+    results: Mutex<HashMap<SegmentId, Arc<Mapping>>>,
+    /// Segments of ours and blobs that it has been told of.
+    told: Mutex<Told>,
+    memory_limit: AtomicU64,
+    stderr_tail: Mutex<VecDeque<u8>>,
+    reason: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+struct Told {
+    segments: std::collections::HashSet<SegmentId>,
+    blobs: std::collections::HashSet<u64>,
+    /// Blobs that it will be told to forget with its next task.
+    forgotten: Vec<u64>,
+}
+
+impl Connection {
+    /// Let the worker know a segment, once.
+    pub fn announce(&self, id: SegmentId, segment: &Arc<Segment>) -> io::Result<()> {
+        let mut told = self.told.lock().expect("no holder panics");
+        if told.segments.insert(id) {
+            let fd = Arc::new(segment.duplicate_fd()?);
+            self.outbox.send(&ToWorker::Segment { segment: id, bytes: segment.bytes }, &[], Some(fd));
+        }
+        Ok(())
+    }
+
+    /// True the first time that it is asked for this blob.
+    pub fn needs_blob(&self, blob: u64) -> bool {
+        self.told.lock().expect("no holder panics").blobs.insert(blob)
+    }
+
+    /// What the worker is to be told before its next task.
+    pub(crate) fn take_forgotten_frames(&self) -> Vec<u8> {
+        let forgotten = std::mem::take(&mut self.told.lock().expect("no holder panics").forgotten);
+        let mut frames = Vec::new();
+        for blob in forgotten {
+            append_frame(&mut frames, &ToWorker::ForgetBlob { blob: rustdask_core::BlobId(blob) }, &[]);
+        }
+        frames
+    }
+
+    pub fn limit_memory(&self, bytes: u64) {
+        self.memory_limit.store(bytes, Ordering::Relaxed);
+    }
+
+    pub fn pid(&self) -> Option<i32> {
+        Some(self.pid.load(Ordering::Acquire)).filter(|pid| *pid > 0)
+    }
+
+    fn forget(&self, segment: SegmentId) {
+        if self.told.lock().expect("no holder panics").segments.remove(&segment) {
+            self.outbox.send(&ToWorker::Unmap { segment }, &[], None);
+        }
+    }
+
+    /// End a worker that cannot go on, and keep the reason for the report of its death.
+    fn condemn(&self, reason: String) {
+        *self.reason.lock().expect("no holder panics") = Some(reason);
+        self.kill();
+    }
+
+    /// End the process and what it started.
+    fn kill(&self) {
+        let pid = self.pid.swap(-1, Ordering::AcqRel);
+        if pid > 0 {
+            kill_group(pid);
+        }
+    }
+
+    fn lease(self: &Arc<Self>, extent: Extent, count: &Arc<AtomicUsize>) -> io::Result<Lease> {
+        let mapping = self.results.lock().expect("no holder panics").get(&extent.segment).cloned();
+        let mapping = mapping.filter(|mapping| mapping.range(extent.offset, extent.bytes).is_some());
+        let mapping = mapping.ok_or_else(|| invalid("a worker named memory that it had not announced"))?;
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(Lease(Arc::new(Leased { mapping, extent, connection: Arc::downgrade(self), count: count.clone() })))
+    }
+
+    fn remember_stderr(&self, text: &[u8]) {
+        let mut tail = self.stderr_tail.lock().expect("no holder panics");
+        tail.extend(text);
+        let excess = tail.len().saturating_sub(STDERR_TAIL_BYTES);
+        tail.drain(..excess);
+    }
+}
+
+fn kill_group(pid: i32) {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
+    // Both fail only when there is nobody left to kill.
+    let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+enum Command {
+    Start(WorkerId),
+    Stop(oneshot::Sender<()>),
+}
+
+struct Worker {
+    connection: Arc<Connection>,
+    /// Tasks handed to it that it has not reported, sent or not.
+    holds: u32,
+    idle_since: Instant,
+    ready: bool,
+}
+
+pub struct ProcessShell<P: Payload> {
+    workers: HashMap<WorkerId, Worker>,
+    commands: mpsc::UnboundedSender<Command>,
+    /// Handed out, not pickled yet: may still be taken back here.
+    unsent: HashMap<TaskId, (WorkerId, Attempt)>,
+    /// The report that is being handled.
+    report: Option<(TaskId, Delivery)>,
+    obituary: Option<(WorkerId, Obituary)>,
+    start_failure: String,
+    stopped: bool,
+    _payload: std::marker::PhantomData<P>,
+}
+
+impl<P: Payload> Shell for ProcessShell<P> {
+    type Payload = P;
+    type Report = Delivery;
+
+    const REPORTERS_READ: bool = false;
+
+    fn start_worker(&mut self, worker: WorkerId, followups: &mut VecDeque<Event>) {
+        if self.stopped || self.commands.send(Command::Start(worker)).is_err() {
+            self.start_failure = SHUT_DOWN.into();
+            followups.push_back(Event::WorkerLost { worker });
+        }
+    }
+
+    fn run(&mut self, job: Job<Self>) {
+        let Job { worker, task, attempt, items, payload, mailbox, .. } = job;
+        let Some(entry) = self.workers.get_mut(&worker) else { return };
+        entry.holds += 1;
+        if let Some(parcel) = payload.parcel() {
+            if let Err(error) = parcel.send(&entry.connection, task, attempt, items) {
+                // No descriptor could be passed: the worker is of no use any more.
+                entry.connection.condemn(format!("could not be sent its arguments: {error}"));
+            }
+            return;
+        }
+        self.unsent.insert(task, (worker, attempt));
+        mailbox.post(Notice::Send { worker, task, attempt, payload });
+    }
+
+    fn retract(&mut self, worker: WorkerId, task: TaskId, attempt: Attempt, followups: &mut VecDeque<Event>) {
+        if self.unsent.get(&task) == Some(&(worker, attempt)) {
+            self.unsent.remove(&task);
+            self.released(worker);
+            followups.push_back(Event::TaskReturned { worker, task, attempt, kept: 0 });
+        } else if let Some(entry) = self.workers.get(&worker) {
+            entry.connection.outbox.send(&ToWorker::Retract { task, attempt }, &[], None);
+        }
+    }
+
+    fn kill(&mut self, worker: WorkerId, _reason: KillReason) {
+        if let Some(entry) = self.workers.get(&worker) {
+            entry.connection.kill();
+        }
+    }
+
+    fn report(&mut self, task: TaskId) -> Option<Delivery> {
+        self.report.take_if(|(reported, _)| *reported == task).map(|(_, report)| report)
+    }
+
+    fn obituary(&mut self, worker: WorkerId) -> Obituary {
+        match &self.obituary {
+            Some((lost, obituary)) if *lost == worker => obituary.clone(),
+            _ => Obituary::default(),
+        }
+    }
+
+    fn start_failure(&self) -> String {
+        self.start_failure.clone()
+    }
+
+    fn call_closed(&mut self, _call: CallId) {
+        self.report = None;
+    }
+}
+
+impl<P: Payload> ProcessShell<P> {
+    fn released(&mut self, worker: WorkerId) {
+        if let Some(entry) = self.workers.get_mut(&worker) {
+            entry.holds = entry.holds.saturating_sub(1);
+            entry.idle_since = Instant::now();
+        }
+    }
+}
+
+/// What the pool's threads share beside the driver.
+pub struct Shared {
+    pub store: Store,
+    outputs: Mutex<Vec<Output>>,
+    /// Called when there is output and nobody may be waiting for a call.
+    on_output: Box<dyn Fn() + Send + Sync>,
+    idle_timeout: Mutex<Option<Duration>>,
+    template_pid: AtomicU64,
+    /// Results that are mapped here and not dropped yet.
+    leases: Arc<AtomicUsize>,
+}
+
+impl Shared {
+    pub fn take_outputs(&self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs.lock().expect("no holder panics"))
+    }
+
+    /// How many results are mapped here.
+    pub fn mapped_results(&self) -> usize {
+        self.leases.load(Ordering::Relaxed)
+    }
+
+    fn output(&self, output: Output) {
+        self.outputs.lock().expect("no holder panics").push(output);
+        (self.on_output)();
+    }
+}
+
+/// One worker, for `info()`.
+#[derive(Clone, Debug)]
+pub struct WorkerInfo {
+    pub worker: u32,
+    pub rank: u32,
+    pub pid: i32,
+}
+
+pub struct ProcessPool<P: Payload> {
+    pub driver: Arc<Driver<ProcessShell<P>>>,
+    pub shared: Arc<Shared>,
+    commands: mpsc::UnboundedSender<Command>,
+    io_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl<P: Payload> ProcessPool<P> {
+    pub fn start(core_budget: u32, launch: Launch, on_output: Box<dyn Fn() + Send + Sync>) -> io::Result<Self> {
+        let (commands, orders) = mpsc::unbounded_channel();
+        let config = Config { core_budget, ..Config::default() };
+        let shell_commands = commands.clone();
+        let driver = Driver::new(config, |_| ProcessShell {
+            workers: HashMap::new(),
+            commands: shell_commands,
+            unsent: HashMap::new(),
+            report: None,
+            obituary: None,
+            start_failure: String::new(),
+            stopped: false,
+            _payload: std::marker::PhantomData,
+        });
+        let shared = Arc::new(Shared {
+            store: Store::default(),
+            outputs: Mutex::default(),
+            on_output,
+            idle_timeout: Mutex::default(),
+            template_pid: AtomicU64::new(0),
+            leases: Arc::default(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let io = Io { driver: driver.clone(), shared: shared.clone(), launch, template: None, awaited: HashMap::new() };
+        let thread = std::thread::Builder::new().name("rustdask-io".into()).spawn(move || {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, io.serve(orders));
+        })?;
+        Ok(Self { driver, shared, commands, io_thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The connection to send a task on, unless it was taken back or its worker is gone.
+    pub fn claim(&self, worker: WorkerId, task: TaskId, attempt: Attempt) -> Option<Arc<Connection>> {
+        self.driver.with(|state, _| {
+            if state.shell.unsent.get(&task) != Some(&(worker, attempt)) {
+                return None;
+            }
+            state.shell.unsent.remove(&task);
+            Some(state.shell.workers.get(&worker)?.connection.clone())
+        })
+    }
+
+    /// A claimed task could not be sent: it fails.
+    pub fn unsent(&self, worker: WorkerId, task: TaskId, attempt: Attempt) {
+        self.driver.with(|state, events| {
+            state.shell.released(worker);
+            state.shell.report = Some((task, Delivery::Unsent));
+            events.push_back(Event::TaskFinished { worker, task, attempt, outcome: Outcome::Err });
+        });
+    }
+
+    /// Tasks have ended: the segments that they held are not needed for them any more.
+    pub fn release(&self, segments: &[SegmentId]) {
+        let gone = self.shared.store.release(segments);
+        self.forget_segments(&gone);
+    }
+
+    /// A call has ended: workers need its blobs no more. They hear of it with their next task, unless it is `urgent`.
+    pub fn forget_blobs(&self, blobs: &[u64], urgent: bool) {
+        if blobs.is_empty() {
+            return;
+        }
+        for connection in self.connections() {
+            {
+                let mut told = connection.told.lock().expect("no holder panics");
+                let known: Vec<u64> = blobs.iter().copied().filter(|blob| told.blobs.remove(blob)).collect();
+                told.forgotten.extend(known);
+            }
+            if urgent {
+                connection.outbox.send_frames(connection.take_forgotten_frames(), None);
+            }
+        }
+    }
+
+    pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
+        *self.shared.idle_timeout.lock().expect("no holder panics") = timeout;
+    }
+
+    pub fn workers(&self) -> Vec<WorkerInfo> {
+        let mut workers: Vec<_> = self
+            .connections()
+            .iter()
+            .filter_map(|c| Some(WorkerInfo { worker: c.worker.0, rank: c.rank, pid: c.pid()? }))
+            .collect();
+        workers.sort_by_key(|info| info.rank);
+        workers
+    }
+
+    pub fn template_pid(&self) -> Option<u64> {
+        Some(self.shared.template_pid.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
+    }
+
+    /// End workers, template and I/O thread, and wait for them.
+    pub fn stop(&self) {
+        let (done, finished) = oneshot::channel();
+        let thread = self.io_thread.lock().expect("no holder panics").take();
+        if self.commands.send(Command::Stop(done)).is_ok() {
+            // An error means that the thread had ended already.
+            let _ = finished.blocking_recv();
+        }
+        if let Some(thread) = thread {
+            // A panic there has been printed already.
+            let _ = thread.join();
+        }
+    }
+
+    fn forget_segments(&self, segments: &[SegmentId]) {
+        if segments.is_empty() {
+            return;
+        }
+        for connection in self.connections() {
+            segments.iter().for_each(|segment| connection.forget(*segment));
+        }
+    }
+
+    fn connections(&self) -> Vec<Arc<Connection>> {
+        connections(&self.driver)
+    }
+}
+
+fn connections<P: Payload>(driver: &Arc<Driver<ProcessShell<P>>>) -> Vec<Arc<Connection>> {
+    driver.with(|state, _| state.shell.workers.values().map(|worker| worker.connection.clone()).collect())
+}
+
+/// The I/O thread's own state.
+struct Io<P: Payload> {
+    driver: Arc<Driver<ProcessShell<P>>>,
+    shared: Arc<Shared>,
+    launch: Launch,
+    template: Option<AsyncTemplate>,
+    /// Who waits to hear how a worker ended.
+    awaited: HashMap<WorkerId, oneshot::Sender<(i32, u64)>>,
+}
+
+struct AsyncTemplate {
+    template: Template,
+    readable: AsyncFd<OwnedFd>,
+}
+
+/// The near ends of a worker's pipes and socket.
+struct Ends {
+    socket: AsyncFd<OwnedFd>,
+    stdout: AsyncFd<OwnedFd>,
+    stderr: AsyncFd<OwnedFd>,
+}
+
+impl<P: Payload> Io<P> {
+    async fn serve(mut self, mut orders: mpsc::UnboundedReceiver<Command>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let quiet = self.template.is_none();
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Command::Start(worker)) => self.start_worker(worker),
+                    Some(Command::Stop(done)) => {
+                        self.stop(&mut orders);
+                        // The one who asked may have given up waiting.
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return self.stop(&mut orders),
+                },
+                news = template_news(self.template.as_ref()) => self.hear(news),
+                _ = tick.tick(), if !quiet => self.look_around(),
+            }
+        }
+    }
+
+    fn start_worker(&mut self, worker: WorkerId) {
+        if let Err(error) = self.try_start_worker(worker) {
+            self.lost_at_start(worker, error.to_string());
+        }
+    }
+
+    fn lost_at_start(&mut self, worker: WorkerId, why: String) {
+        self.awaited.remove(&worker);
+        self.driver.with(|state, events| {
+            state.shell.workers.remove(&worker);
+            state.shell.start_failure = why;
+            events.push_back(Event::WorkerLost { worker });
+        });
+    }
+
+    fn try_start_worker(&mut self, worker: WorkerId) -> io::Result<()> {
+        let (near, far, socket) = make_ends()?;
+        let rank = self.lowest_free_rank();
+        let backlog = Arc::new(Notify::new());
+        let on_backlog = backlog.clone();
+        let connection = Arc::new(Connection {
+            worker,
+            rank,
+            outbox: Outbox::new(socket, Box::new(move || on_backlog.notify_one())),
+            backlog,
+            pid: AtomicI32::new(0),
+            results: Mutex::default(),
+            told: Mutex::default(),
+            memory_limit: AtomicU64::new(0),
+            stderr_tail: Mutex::default(),
+            reason: Mutex::default(),
+        });
+        self.template()?.request(worker, rank, &far)?;
+        drop(far);
+        let (ended, obituary) = oneshot::channel();
+        self.awaited.insert(worker, ended);
+        let entry = Worker { connection: connection.clone(), holds: 0, idle_since: Instant::now(), ready: false };
+        self.driver.with(|state, _| state.shell.workers.insert(worker, entry));
+        let serving = Serving { connection, driver: self.driver.clone(), shared: self.shared.clone(), ends: near };
+        tokio::task::spawn_local(serving.run(obituary));
+        Ok(())
+    }
+
+    fn lowest_free_rank(&self) -> u32 {
+        let taken: std::collections::HashSet<u32> = connections(&self.driver).iter().map(|c| c.rank).collect();
+        (0..).find(|rank| !taken.contains(rank)).expect("there are more numbers than workers")
+    }
+
+    fn template(&mut self) -> io::Result<&Template> {
+        if self.template.is_none() {
+            let template = Template::start(&self.launch)?;
+            let readable = watch(template.socket.try_clone()?)?;
+            self.shared.template_pid.store(u64::from(template.pid()), Ordering::Relaxed);
+            self.template = Some(AsyncTemplate { template, readable });
+        }
+        Ok(&self.template.as_ref().expect("just made").template)
+    }
+
+    fn hear(&mut self, news: io::Result<News>) {
+        match news {
+            Ok(News::Started { worker, pid }) => self.started(worker, pid),
+            Ok(News::Exited { worker, status, peak_memory_bytes }) => {
+                if let Some(awaited) = self.awaited.remove(&worker) {
+                    // The connection's end may have been handled without it.
+                    let _ = awaited.send((status, peak_memory_bytes));
+                }
+            }
+            Ok(News::Failed { worker, why }) => self.lost_at_start(worker, why),
+            Err(error) => self.lose_template(&error),
+        }
+    }
+
+    fn started(&self, worker: WorkerId, pid: i32) {
+        let doomed = self.driver.with(|state, _| {
+            let entry = state.shell.workers.get(&worker)?;
+            let set = entry.connection.pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Acquire);
+            Some(set.is_err())
+        });
+        if doomed == Some(true) {
+            kill_group(pid);
+        }
+    }
+
+    /// Its workers end with it; what they were doing is done again by workers of a new one.
+    fn lose_template(&mut self, error: &io::Error) {
+        if let Some(AsyncTemplate { template, readable }) = self.template.take() {
+            drop(readable);
+            template.stop(Duration::ZERO);
+        }
+        self.shared.template_pid.store(0, Ordering::Relaxed);
+        self.awaited.clear();
+        let never_ready: Vec<WorkerId> = self.driver.with(|state, _| {
+            let starting = state.shell.workers.iter().filter(|(_, entry)| !entry.ready);
+            starting.map(|(worker, _)| *worker).collect()
+        });
+        for worker in never_ready {
+            self.lost_at_start(worker, format!("the process that starts workers failed: {error}"));
+        }
+    }
+
+    fn look_around(&self) {
+        for connection in connections(&self.driver) {
+            enforce_memory_limit(&connection);
+        }
+        self.retire_idle();
+        for segment in self.shared.store.trim(KEEP_ARGUMENTS) {
+            connections(&self.driver).iter().for_each(|connection| connection.forget(segment));
+        }
+    }
+
+    /// Workers that have had nothing to do for long enough end; decided under the driver's lock, so
+    /// that none of them is given a task at that moment.
+    fn retire_idle(&self) {
+        let Some(timeout) = *self.shared.idle_timeout.lock().expect("no holder panics") else { return };
+        let retired: Vec<Worker> = self.driver.with(|state, events| {
+            let idle: Vec<WorkerId> = state
+                .shell
+                .workers
+                .iter()
+                .filter(|(_, entry)| entry.ready && entry.holds == 0 && entry.idle_since.elapsed() >= timeout)
+                .map(|(worker, _)| *worker)
+                .collect();
+            events.extend(idle.iter().map(|worker| Event::WorkerLost { worker: *worker }));
+            idle.iter().filter_map(|worker| state.shell.workers.remove(worker)).collect()
+        });
+        retired.iter().for_each(|entry| entry.connection.kill());
+    }
+
+    fn stop(&mut self, orders: &mut mpsc::UnboundedReceiver<Command>) {
+        let ended = self.driver.with(|state, events| {
+            state.shell.stopped = true;
+            state.abandon_calls(SHUT_DOWN, events);
+            let ended: Vec<_> = state.shell.workers.drain().collect();
+            events.extend(ended.iter().map(|(worker, _)| Event::WorkerLost { worker: *worker }));
+            ended
+        });
+        // Started by nobody: those that were asked for and not begun.
+        while let Ok(order) = orders.try_recv() {
+            if let Command::Start(worker) = order {
+                self.lost_at_start(worker, SHUT_DOWN.into());
+            }
+        }
+        ended.iter().for_each(|(_, entry)| entry.connection.kill());
+        if let Some(AsyncTemplate { template, readable }) = self.template.take() {
+            drop(readable);
+            template.stop(Duration::from_secs(1));
+        }
+        self.shared.template_pid.store(0, Ordering::Relaxed);
+    }
+}
+
+async fn template_news(template: Option<&AsyncTemplate>) -> io::Result<News> {
+    let Some(template) = template else { return std::future::pending().await };
+    loop {
+        let mut ready = template.readable.readable().await?;
+        match template.template.news()? {
+            Some(news) => return Ok(news),
+            None => ready.clear_ready(),
+        }
+    }
+}
+
+fn make_ends() -> io::Result<(Ends, WorkerEnds, Arc<OwnedFd>)> {
+    let (near, socket) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let (out_read, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (err_read, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    for fd in [&out_read, &err_read] {
+        rustix::fs::fcntl_setfl(fd, rustix::fs::OFlags::NONBLOCK)?;
+    }
+    let writer = Arc::new(near.try_clone()?);
+    let ends = Ends { socket: watch(near)?, stdout: watch(out_read)?, stderr: watch(err_read)? };
+    Ok((ends, WorkerEnds { socket, stdout, stderr }, writer))
+}
+
+fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd always answers with the same descriptor, and has it open until it is dropped.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+fn enforce_memory_limit(connection: &Connection) {
+    let limit = connection.memory_limit.load(Ordering::Relaxed);
+    let Some(pid) = connection.pid().filter(|_| limit > 0) else { return };
+    let Some(used) = private_memory(pid).filter(|used| *used > limit) else { return };
+    connection.condemn(format!("exceeded memory_limit of {} MiB (reached {} MiB)", limit >> 20, used >> 20));
+}
+
+/// Resident memory of a process without what it shares with others, in bytes.
+fn private_memory(pid: i32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let mut pages = statm.split_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
+    let (resident, shared) = (pages.next()?, pages.next()?);
+    Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+}
+
+/// One worker's connection, served until it closes.
+struct Serving<P: Payload> {
+    connection: Arc<Connection>,
+    driver: Arc<Driver<ProcessShell<P>>>,
+    shared: Arc<Shared>,
+    ends: Ends,
+}
+
+impl<P: Payload> Serving<P> {
+    async fn run(self, obituary: oneshot::Receiver<(i32, u64)>) {
+        let mut lines = Lines::default();
+        if let Err(error) = self.listen(&mut lines).await {
+            self.connection.condemn(format!("its connection failed: {error}"));
+        }
+        self.connection.kill();
+        let ended = tokio::time::timeout(OBITUARY_PATIENCE, obituary).await;
+        self.drain_output(&mut lines);
+        lines.flush(&self.shared);
+        self.bury(ended.ok().and_then(Result::ok));
+    }
+
+    /// Until the worker closes its socket.
+    async fn listen(&self, lines: &mut Lines) -> io::Result<()> {
+        let mut inbox = Inbox::default();
+        // A closed pipe stays readable for ever: it is not asked again.
+        let mut open = [true, true];
+        loop {
+            tokio::select! {
+                biased;
+                ready = self.ends.stdout.readable(), if open[0] => match self.read_output(&self.ends.stdout, false, lines) {
+                    Read::Some => {}
+                    Read::Nothing => ready?.clear_ready(),
+                    Read::Closed => open[0] = false,
+                },
+                ready = self.ends.stderr.readable(), if open[1] => match self.read_output(&self.ends.stderr, true, lines) {
+                    Read::Some => {}
+                    Read::Nothing => ready?.clear_ready(),
+                    Read::Closed => open[1] = false,
+                },
+                ready = self.ends.socket.readable() => match inbox.read(self.ends.socket.as_fd(), false)? {
+                    Read::Some => self.handle_frames(&mut inbox, lines)?,
+                    Read::Nothing => ready?.clear_ready(),
+                    Read::Closed => return Ok(()),
+                },
+                () = self.write_backlog() => {}
+            }
+        }
+    }
+
+    async fn write_backlog(&self) {
+        if !self.connection.outbox.has_backlog() {
+            self.connection.backlog.notified().await;
+        }
+        let Ok(mut ready) = self.ends.socket.writable().await else { return };
+        // A broken connection shows where it is read.
+        if !self.connection.outbox.flush().unwrap_or(true) {
+            ready.clear_ready();
+        }
+    }
+
+    fn handle_frames(&self, inbox: &mut Inbox, lines: &mut Lines) -> io::Result<()> {
+        while let Some(frame) = inbox.next_frame::<FromWorker>()? {
+            match frame.message {
+                FromWorker::Ready => self.ready(),
+                FromWorker::Finished { task, attempt, report, body, buffers, timings } => {
+                    // What the task printed is read before its end is told.
+                    self.drain_output(lines);
+                    lines.flush(&self.shared);
+                    let delivery = self.delivery(report, body, frame.body, &buffers, timings)?;
+                    self.finished(task, attempt, delivery);
+                }
+                FromWorker::Returned { task, attempt, kept } => self.returned(task, attempt, kept),
+                FromWorker::Segment { segment, bytes } => {
+                    let mapping = Segment::from_fd(inbox.take_fd()?, bytes).map(Access::Shared)?;
+                    self.connection.results.lock().expect("no holder panics").insert(segment, Arc::new(mapping));
+                }
+                FromWorker::Unmap { segment } => {
+                    self.connection.results.lock().expect("no holder panics").remove(&segment);
+                }
+                FromWorker::Log => self.shared.output(Output { error_stream: true, text: frame.body, log: true }),
+            }
+        }
+        Ok(())
+    }
+
+    fn delivery(
+        &self,
+        report: Report,
+        body: Body,
+        inline: Vec<u8>,
+        buffers: &[Extent],
+        timings: Timings,
+    ) -> io::Result<Delivery> {
+        let count = &self.shared.leases;
+        let buffers =
+            buffers.iter().map(|extent| self.connection.lease(*extent, count)).collect::<io::Result<Vec<_>>>()?;
+        let body = match body {
+            Body::Inline => Reported::Inline(inline),
+            Body::InSegment(extent) => Reported::Leased(self.connection.lease(extent, count)?),
+        };
+        let body_bytes = match &body {
+            Reported::Inline(bytes) => bytes.len() as u64,
+            Reported::Leased(lease) => lease.extent().bytes,
+        };
+        let bytes = body_bytes + buffers.iter().map(|lease| lease.extent().bytes).sum::<u64>();
+        Ok(Delivery::Report { report, body, buffers, timings, bytes })
+    }
+
+    fn ready(&self) {
+        let worker = self.connection.worker;
+        self.driver.with(|state, events| {
+            if let Some(entry) = state.shell.workers.get_mut(&worker) {
+                entry.ready = true;
+                entry.idle_since = Instant::now();
+                let spec = WorkerSpec { depth: DEPTH, only: None, killable: true };
+                events.push_back(Event::WorkerJoined { worker, spec });
+            }
+        });
+    }
+
+    fn finished(&self, task: TaskId, attempt: Attempt, delivery: Delivery) {
+        let worker = self.connection.worker;
+        let outcome = match &delivery {
+            Delivery::Report { report: Report::Results, .. } => Outcome::Ok,
+            _ => Outcome::Err,
+        };
+        let replaced = self.driver.with(|state, events| {
+            state.shell.released(worker);
+            events.push_back(Event::TaskFinished { worker, task, attempt, outcome });
+            state.shell.report.replace((task, delivery))
+        });
+        drop(replaced);
+    }
+
+    fn returned(&self, task: TaskId, attempt: Attempt, kept: u32) {
+        let worker = self.connection.worker;
+        self.driver.with(|state, events| {
+            if kept == 0 {
+                state.shell.released(worker);
+            }
+            events.push_back(Event::TaskReturned { worker, task, attempt, kept });
+        });
+    }
+
+    fn drain_output(&self, lines: &mut Lines) {
+        while self.read_output(&self.ends.stdout, false, lines) == Read::Some {}
+        while self.read_output(&self.ends.stderr, true, lines) == Read::Some {}
+    }
+
+    fn read_output(&self, pipe: &AsyncFd<OwnedFd>, error_stream: bool, lines: &mut Lines) -> Read {
+        let mut text = [0u8; 16 << 10];
+        match rustix::io::retry_on_intr(|| rustix::io::read(pipe.get_ref(), &mut text)) {
+            Ok(bytes @ 1..) => {
+                if error_stream {
+                    self.connection.remember_stderr(&text[..bytes]);
+                }
+                lines.push(error_stream, &text[..bytes], &self.shared);
+                Read::Some
+            }
+            Err(rustix::io::Errno::AGAIN) => Read::Nothing,
+            Ok(0) | Err(_) => Read::Closed,
+        }
+    }
+
+    fn bury(&self, ended: Option<(i32, u64)>) {
+        let connection = &self.connection;
+        let status = ended.map(|(status, _)| status);
+        let tail: Vec<u8> = connection.stderr_tail.lock().expect("no holder panics").iter().copied().collect();
+        let obituary = Obituary {
+            exit_code: status.filter(|status| libc::WIFEXITED(*status)).map(|status| libc::WEXITSTATUS(status)),
+            signal: status.filter(|status| libc::WIFSIGNALED(*status)).map(|status| libc::WTERMSIG(status)),
+            peak_memory_bytes: ended.map(|(_, bytes)| bytes),
+            stderr: String::from_utf8_lossy(&tail).into_owned(),
+            reason: connection.reason.lock().expect("no holder panics").clone(),
+        };
+        let worker = connection.worker;
+        self.driver.with(|state, events| {
+            if let Some(entry) = state.shell.workers.remove(&worker) {
+                if !entry.ready {
+                    state.shell.start_failure = start_failure(&obituary);
+                }
+                state.shell.unsent.retain(|_, (holder, _)| *holder != worker);
+                state.shell.obituary = Some((worker, obituary));
+                events.push_back(Event::WorkerLost { worker });
+            }
+        });
+    }
+}
+
+fn start_failure(obituary: &Obituary) -> String {
+    let how = match (obituary.signal, obituary.exit_code) {
+        (Some(signal), _) => format!("was ended by signal {signal}"),
+        (None, Some(code)) => format!("exited with code {code}"),
+        (None, None) => "ended".into(),
+    };
+    format!("a worker process {how} while it was starting; its stderr: {}", obituary.stderr.trim())
+}
+
+/// Output cut into whole lines, so that those of several workers do not mix.
+#[derive(Default)]
+struct Lines {
+    partial: [Vec<u8>; 2],
+}
+
+impl Lines {
+    fn push(&mut self, error_stream: bool, text: &[u8], shared: &Shared) {
+        let partial = &mut self.partial[usize::from(error_stream)];
+        partial.extend_from_slice(text);
+        if let Some(end) = partial.iter().rposition(|byte| *byte == b'\n') {
+            let rest = partial.split_off(end + 1);
+            let text = std::mem::replace(partial, rest);
+            shared.output(Output { error_stream, text, log: false });
+        }
+    }
+
+    fn flush(&mut self, shared: &Shared) {
+        for (error_stream, partial) in [false, true].into_iter().zip(&mut self.partial) {
+            if !partial.is_empty() {
+                shared.output(Output { error_stream, text: std::mem::take(partial), log: false });
+            }
+        }
+    }
+}
