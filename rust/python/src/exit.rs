@@ -1,0 +1,66 @@
+//! The end of the interpreter, while pool threads are in the middle of tasks.
+//!
+//! A thread that asks for the interpreter after its end is unwound by CPython (before 3.14), straight through
+//! frames of Rust, which aborts the process. So none may get there: threads that run Python code are
+//! interrupted, and those that are still in native code by then are put to sleep for good.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use pyo3::exceptions::PySystemExit;
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+/// Pool threads that have not ended: Python's name for them, and the system's.
+static THREADS: Mutex<Option<HashMap<i64, usize>>> = Mutex::new(None);
+
+/// Notes the current thread, while it lives.
+pub(crate) struct Registered(i64);
+
+impl Registered {
+    pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
+        let ident = py.import("threading")?.call_method0("get_ident")?.extract()?;
+        // SAFETY: the call has no preconditions.
+        let native = unsafe { libc::pthread_self() } as usize;
+        THREADS.lock().expect("no holder panics").get_or_insert_default().insert(ident, native);
+        Ok(Self(ident))
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(threads) = THREADS.lock().expect("no holder panics").as_mut() {
+            threads.remove(&self.0);
+        }
+    }
+}
+
+/// Raise SystemExit in the tasks of all pool threads; they notice between two steps of Python code.
+pub(crate) fn interrupt_threads(py: Python<'_>) {
+    let idents: Vec<i64> =
+        THREADS.lock().expect("no holder panics").iter().flatten().map(|(ident, _)| *ident).collect();
+    let exit = py.get_type::<PySystemExit>();
+    for ident in idents {
+        // SAFETY: the interpreter is attached, and an ident without a thread is ignored.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, exit.as_ptr()) };
+    }
+}
+
+/// Let pool threads that are still there never run again. Only when the process is about to end.
+pub(crate) fn park_threads() {
+    extern "C" fn sleep_for_good(_: libc::c_int) {
+        loop {
+            // SAFETY: async-signal-safe, no preconditions.
+            unsafe { libc::pause() };
+        }
+    }
+    let threads = THREADS.lock().expect("no holder panics");
+    let signal = libc::SIGRTMIN() + 7;
+    // SAFETY: the handler is async-signal-safe; the threads live, since they leave the table, whose lock is held, before they end.
+    unsafe {
+        libc::signal(signal, sleep_for_good as *const () as libc::sighandler_t);
+        for native in threads.iter().flatten().map(|(_, native)| *native) {
+            libc::pthread_kill(native as libc::pthread_t, signal);
+        }
+    }
+}

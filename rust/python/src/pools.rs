@@ -1,0 +1,208 @@
+//! The pools of this process: made on first use, ended by `shutdown()`, started afresh after a fork.
+
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use rustdask_runtime::processes::ProcessPool;
+use rustdask_runtime::template::Launch;
+use rustdask_runtime::threads::{Seat, ThreadPool};
+
+use crate::batch::PartRef;
+use crate::call::{run_part, CallInner};
+
+pub(crate) type Threads = ThreadPool<PartRef>;
+pub(crate) type Processes = ProcessPool<PartRef>;
+
+/// Threads that are busy at shutdown are waited for this long, twice.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What the background reader is asked to do.
+enum Errand {
+    Read(Arc<CallInner>),
+    /// There is output of workers, and nobody waits for a call.
+    Output,
+    Stop,
+}
+
+#[derive(Default)]
+pub(crate) struct Pools {
+    threads: Mutex<Option<Arc<Threads>>>,
+    processes: Mutex<Option<Arc<Processes>>>,
+    calls: Mutex<Vec<Weak<CallInner>>>,
+    reader: OnceLock<Sender<Errand>>,
+    reader_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// The interpreter is about to end: no call may begin any more.
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+static POOLS: AtomicPtr<Pools> = AtomicPtr::new(std::ptr::null_mut());
+
+/// The pools of this process. They live as long as it does.
+pub(crate) fn pools() -> &'static Pools {
+    let current = POOLS.load(Ordering::Acquire);
+    if !current.is_null() {
+        // SAFETY: what is stored here comes from Box::into_raw and is never freed.
+        return unsafe { &*current };
+    }
+    let fresh = Box::into_raw(Box::<Pools>::default());
+    match POOLS.compare_exchange(std::ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
+        // SAFETY: as above.
+        Ok(_) => unsafe { &*fresh },
+        Err(earlier) => {
+            // SAFETY: `fresh` was shared with nobody.
+            drop(unsafe { Box::from_raw(fresh) });
+            // SAFETY: as above.
+            unsafe { &*earlier }
+        }
+    }
+}
+
+/// From now on [`check_open`] refuses.
+pub(crate) fn refuse_calls() {
+    EXITING.store(true, Ordering::Release);
+}
+
+/// An error when the interpreter is about to end.
+pub(crate) fn check_open() -> PyResult<()> {
+    if EXITING.load(Ordering::Acquire) {
+        return Err(PyRuntimeError::new_err("rustdask has been shut down, because the interpreter is ending"));
+    }
+    Ok(())
+}
+
+/// In a forked child: the parent's pools, whose threads do not exist here and whose locks may be held, are
+/// left alone for ever.
+pub(crate) fn forget_after_fork() {
+    POOLS.store(std::ptr::null_mut(), Ordering::Release);
+    EXITING.store(false, Ordering::Release);
+}
+
+impl Pools {
+    pub(crate) fn threads(&self, core_budget: u32) -> Arc<Threads> {
+        let mut threads = self.threads.lock().expect("no holder panics");
+        threads.get_or_insert_with(|| Arc::new(ThreadPool::new(core_budget, Arc::new(serve)))).clone()
+    }
+
+    /// `launch` is asked for how to start Python when there is no pool yet.
+    pub(crate) fn processes(
+        &'static self,
+        core_budget: u32,
+        launch: impl FnOnce() -> PyResult<Launch>,
+    ) -> PyResult<Arc<Processes>> {
+        if let Some(pool) = self.existing_processes() {
+            return Ok(pool);
+        }
+        let launch = launch()?;
+        let mut processes = self.processes.lock().expect("no holder panics");
+        if let Some(pool) = processes.as_ref() {
+            return Ok(pool.clone());
+        }
+        let on_output = Box::new(|| pools().errand(Errand::Output));
+        let pool = Arc::new(ProcessPool::start(core_budget, launch, on_output)?);
+        *processes = Some(pool.clone());
+        Ok(pool)
+    }
+
+    pub(crate) fn existing_processes(&self) -> Option<Arc<Processes>> {
+        self.processes.lock().expect("no holder panics").clone()
+    }
+
+    /// Remember a call, until it is dropped.
+    pub(crate) fn opened(&self, call: Weak<CallInner>) {
+        let mut calls = self.calls.lock().expect("no holder panics");
+        if calls.len() == calls.capacity() {
+            calls.retain(|call| call.strong_count() > 0);
+        }
+        calls.push(call);
+    }
+
+    /// Have all callers stop waiting: the interpreter is about to end, and they must be out of native code by then.
+    pub(crate) fn release_callers(&self) {
+        let calls: Vec<_> = self.calls.lock().expect("no holder panics").iter().filter_map(Weak::upgrade).collect();
+        calls.iter().for_each(|call| call.stop());
+        let deadline = Instant::now() + PATIENCE;
+        while crate::output::is_attended() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(crate) fn thread_count(&self) -> usize {
+        self.threads.lock().expect("no holder panics").as_ref().map_or(0, |pool| pool.thread_count())
+    }
+
+    /// Have the background reader read a call's mailbox.
+    pub(crate) fn read_in_background(&'static self, call: Arc<CallInner>) {
+        self.start_reader();
+        self.errand(Errand::Read(call));
+    }
+
+    fn errand(&self, errand: Errand) {
+        if let Some(reader) = self.reader.get() {
+            // The receiver is gone only after `stop`.
+            let _ = reader.send(errand);
+        }
+    }
+
+    fn start_reader(&'static self) {
+        self.reader.get_or_init(|| {
+            let (sender, errands) = crossbeam_channel::unbounded();
+            let thread = std::thread::Builder::new().name("rustdask-reader".into()).spawn(move || read(&errands));
+            *self.reader_thread.lock().expect("no holder panics") = thread.ok();
+            sender
+        });
+    }
+
+    /// End everything. The next use makes new pools. Threads that were in the middle of tasks are still there:
+    /// the pool is returned, to wait for them.
+    pub(crate) fn stop(&self) -> Option<Arc<Threads>> {
+        let old = self as *const Self as *mut Self;
+        // Somebody else may have stopped it meanwhile.
+        let _ = POOLS.compare_exchange(old, std::ptr::null_mut(), Ordering::AcqRel, Ordering::Acquire);
+        let processes = self.processes.lock().expect("no holder panics").take();
+        if let Some(pool) = processes {
+            pool.stop();
+        }
+        let threads = self.threads.lock().expect("no holder panics").take();
+        self.errand(Errand::Stop);
+        if let Some(thread) = self.reader_thread.lock().expect("no holder panics").take() {
+            // A panic there has been printed already.
+            let _ = thread.join();
+        }
+        threads.filter(|pool| !pool.close(PATIENCE))
+    }
+}
+
+/// A pool thread. It keeps its Python thread state from start to end, and lets go of the interpreter while it waits.
+fn serve(seat: Seat<PartRef>) {
+    // None: the interpreter is ending, and so does this thread.
+    let _ = Python::try_attach(|py| {
+        let Ok(_registered) = crate::exit::Registered::new(py) else { return };
+        while py.detach(|| seat.wait()) {
+            while let Some(assigned) = seat.take() {
+                let part = assigned.payload;
+                let call = part.0.batch.call.clone();
+                call.enter_thread(py);
+                run_part(py, &part, assigned.cursor);
+                drop(part);
+                seat.finished(assigned.task, assigned.attempt, rustdask_core::Outcome::Ok);
+                call.read(py);
+            }
+        }
+    });
+}
+
+fn read(errands: &Receiver<Errand>) {
+    // None: the interpreter is ending, and so does this thread.
+    let _ = Python::try_attach(|py| loop {
+        match py.detach(|| errands.recv()) {
+            Ok(Errand::Read(call)) => call.read(py),
+            Ok(Errand::Output) => crate::output::relay_if_unattended(py),
+            Ok(Errand::Stop) | Err(_) => return,
+        }
+    });
+}

@@ -1,0 +1,194 @@
+//! Between Python objects and worker processes: pickles out, results in.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+use rustdask_core::message::{Access, Body, Buffer, Extent, Report};
+use rustdask_core::{Attempt, BlobId, SegmentId, TaskId, WorkerId};
+use rustdask_runtime::parcel::{Blob, Contents, Parcel};
+use rustdask_runtime::processes::{Delivery, Reported};
+use rustdask_runtime::shm::{self, MIN_SEGMENT_BYTES};
+
+use crate::batch::PartRef;
+use crate::buffer::SharedBuffer;
+use crate::call::{CallInner, End};
+use crate::pools::Processes;
+
+/// Results mapped at once; the kernel allows some 65,000 mappings to a process. Further ones are copied.
+const MAX_MAPPED_RESULTS: usize = 16_000;
+
+/// A buffer that stands beside a pickle, and whether it is the object that was there before.
+type OutOfBand<'py> = (Bound<'py, PyAny>, bool);
+type DumpedBlob<'py> = (u64, bool, Bound<'py, PyBytes>, Vec<OutOfBand<'py>>);
+type Dumped<'py> = (Bound<'py, PyBytes>, Vec<OutOfBand<'py>>, Vec<DumpedBlob<'py>>);
+
+/// Pickle a part whose turn has come, and hand it to its worker, unless it was taken back in the meantime.
+pub(crate) fn send(
+    py: Python<'_>,
+    call: &Arc<CallInner>,
+    pool: &Arc<Processes>,
+    worker: WorkerId,
+    task: TaskId,
+    attempt: Attempt,
+    part: &PartRef,
+) -> PyResult<()> {
+    let Some(connection) = pool.claim(worker, task, attempt) else { return Ok(()) };
+    let items = part.0.end() - part.0.start;
+    let sent =
+        make_parcel(py, call, pool, part).and_then(|parcel| Ok(parcel.send(&connection, task, attempt, items)?));
+    if let Err(error) = sent {
+        part.0.set_outcome(Err(error));
+        pool.unsent(worker, task, attempt);
+    }
+    Ok(())
+}
+
+/// Pickle a part before its turn, so that it can be sent without Python.
+pub(crate) fn pickle(py: Python<'_>, call: &Arc<CallInner>, pool: &Arc<Processes>, part: &PartRef) -> PyResult<()> {
+    let parcel = make_parcel(py, call, pool, part)?;
+    // Nobody else has seen the part yet.
+    let _ = part.0.parcel.set(Arc::new(parcel));
+    Ok(())
+}
+
+fn make_parcel(py: Python<'_>, call: &Arc<CallInner>, pool: &Arc<Processes>, part: &PartRef) -> PyResult<Parcel> {
+    let batch = &part.0.batch;
+    let (start, end) = (part.0.start, part.0.end());
+    let begun = Instant::now();
+    let dump = call.settings.dump.as_ref().expect("calls in processes have one").bind(py);
+    let index = batch.first_index + u64::from(start);
+    let (pickle, buffers, blobs): Dumped<'_> = dump.call1((&batch.items, start, end, index))?.extract()?;
+    let pickled = begun.elapsed();
+
+    let packing = Packing { py, call, pool };
+    let mut held = Vec::new();
+    let contents = packing.pack(&pickle, &buffers, &mut held);
+    part.0.segments.lock().expect("no holder panics").extend(held);
+    let contents = contents?;
+    let blobs = blobs.into_iter().map(|blob| packing.blob(blob)).collect::<PyResult<Vec<_>>>()?;
+    let mut stats = call.stats();
+    stats.pickling += pickled;
+    stats.placing += begun.elapsed() - pickled;
+    stats.bytes_sent += contents.inline.len() as u64;
+    Ok(Parcel { call: call.id, contents, blobs, memory_limit: call.settings.memory_limit })
+}
+
+struct Packing<'a, 'py> {
+    py: Python<'py>,
+    call: &'a Arc<CallInner>,
+    pool: &'a Arc<Processes>,
+}
+
+impl<'py> Packing<'_, 'py> {
+    /// The blob of this number; made the first time in each call.
+    fn blob(&self, (id, kept, pickle, buffers): DumpedBlob<'py>) -> PyResult<Arc<Blob>> {
+        if let Some(blob) = self.call.blobs().made.get(&id) {
+            self.call.stats().bytes_saved += pickle.as_bytes().len() as u64;
+            return Ok(blob.clone());
+        }
+        let mut held = Vec::new();
+        let contents = self.pack(&pickle, &buffers, &mut held);
+        self.call.blobs().segments.extend(held);
+        let blob = Arc::new(Blob { id: BlobId(id), contents: contents? });
+        let mut blobs = self.call.blobs();
+        blobs.made.insert(id, blob.clone());
+        if kept {
+            blobs.kept.insert(id);
+        }
+        Ok(blob)
+    }
+
+    fn pack(
+        &self,
+        pickle: &Bound<'py, PyBytes>,
+        buffers: &[OutOfBand<'py>],
+        held: &mut Vec<SegmentId>,
+    ) -> PyResult<Contents> {
+        let mut contents =
+            Contents { inline: Vec::new(), body: Body::Inline, buffers: Vec::new(), segments: Vec::new() };
+        for (buffer, same) in buffers {
+            let placed = self.place(buffer, *same)?;
+            contents.buffers.push(placed);
+            self.hold(placed.extent, held, &mut contents);
+        }
+        let bytes = pickle.as_bytes();
+        if bytes.len() < MIN_SEGMENT_BYTES {
+            contents.inline = bytes.to_vec();
+        } else {
+            let folder = self.call.settings.folder.as_deref();
+            let extent = self.py.detach(|| self.pool.shared.store.place_once(self.call.id, bytes, folder))?;
+            self.call.stats().bytes_placed += bytes.len() as u64;
+            contents.body = Body::InSegment(extent);
+            self.hold(extent, held, &mut contents);
+        }
+        Ok(contents)
+    }
+
+    fn hold(&self, extent: Extent, held: &mut Vec<SegmentId>, contents: &mut Contents) {
+        held.push(extent.segment);
+        let segment = self.pool.shared.store.segment(extent.segment).expect("it is held, so it is there");
+        contents.segments.push((extent.segment, segment));
+    }
+
+    fn place(&self, buffer: &Bound<'py, PyAny>, same: bool) -> PyResult<Buffer> {
+        let exported = PyBuffer::<u8>::get(buffer)?;
+        let bytes = exported.len_bytes();
+        // SAFETY: the export keeps the memory where it is until `exported` is dropped.
+        let data = unsafe { shm::borrow(exported.buf_ptr() as usize, bytes) };
+        let folder = self.call.settings.folder.as_deref();
+        let store = &self.pool.shared.store;
+        let (extent, copied) = self.py.detach(|| store.place(self.call.id, data, same, folder))?;
+        let mut stats = self.call.stats();
+        stats.bytes_placed += copied;
+        stats.bytes_saved += bytes as u64 - copied;
+        let large = bytes as u64 > self.call.settings.max_nbytes;
+        Ok(Buffer { extent, access: if large { self.call.settings.access } else { Access::CopyOnWrite } })
+    }
+}
+
+/// What a worker's report means.
+pub(crate) fn receive(py: Python<'_>, call: &Arc<CallInner>, part: &PartRef, delivery: Delivery) -> PyResult<End> {
+    let Delivery::Report { report, body, buffers, timings, bytes } = delivery else {
+        return Ok(match part.0.take_outcome() {
+            Some(Err(error)) => End::Raised(error),
+            _ => End::NoWorkers("a task could not be sent".into()),
+        });
+    };
+    call.stats().reported(timings, part.0.end() - part.0.start, bytes);
+    let pickle = match body {
+        Reported::Inline(bytes) => PyBytes::new(py, &bytes).into_any(),
+        Reported::Leased(lease) => Bound::new(py, SharedBuffer::of_lease(lease))?.into_any(),
+    };
+    if report == Report::Error {
+        return Ok(End::Remote(pickle.unbind()));
+    }
+    let begun = Instant::now();
+    let copy = buffers.len() + mapped_results(call) > MAX_MAPPED_RESULTS;
+    let views = buffers.into_iter().map(|lease| {
+        if copy {
+            let (extent, mapping) = (lease.extent(), lease.mapping());
+            let bytes = mapping.copy_range(extent.offset, extent.bytes).unwrap_or_default();
+            Ok(pyo3::types::PyByteArray::new(py, &bytes).into_any())
+        } else {
+            Ok(Bound::new(py, SharedBuffer::of_lease(lease))?.into_any())
+        }
+    });
+    let views = views.collect::<PyResult<Vec<_>>>()?;
+    let load = call.settings.load.as_ref().expect("calls in processes have one").bind(py);
+    let loaded = load.call1((pickle, views)).and_then(|results| Ok(results.cast_into::<PyList>()?.unbind()));
+    call.stats().loading_results += begun.elapsed();
+    Ok(match loaded {
+        Ok(results) => End::Results(results),
+        Err(error) => End::Raised(error),
+    })
+}
+
+fn mapped_results(call: &CallInner) -> usize {
+    match &call.engine {
+        crate::call::Engine::Processes { pool, .. } => pool.shared.mapped_results(),
+        crate::call::Engine::Threads { .. } => 0,
+    }
+}
