@@ -1,0 +1,33 @@
+"""Run scikit-learn fits and joblib loops on a fast native executor.
+
+Importing rustdask registers the joblib backend ``"rustdask"``:
+
+>>> import rustdask
+>>> from joblib import Parallel, delayed, parallel_config
+>>> with parallel_config("rustdask", n_jobs=2):
+...     Parallel()(delayed(pow)(i, 2) for i in range(4))
+[0, 1, 4, 9]
+"""
+
+from rustdask._core import __version__
+from rustdask._exceptions import RemoteError, TaskFailure, TaskTimeout, UnpicklableError, WorkerCrashed
+from rustdask._items import rng
+from rustdask._joblib import install, uninstall
+from rustdask._pool import explain, info, shutdown
+from rustdask._worker_rank import worker_rank
+
+__all__ = [
+    "RemoteError",
+    "TaskFailure",
+    "TaskTimeout",
+    "UnpicklableError",
+    "WorkerCrashed",
+    "__version__",
+    "explain",
+    "info",
+    "install",
+    "rng",
+    "shutdown",
+    "uninstall",
+    "worker_rank",
+]

@@ -1,0 +1,72 @@
+"""Commands: ``python -m rustdask info`` and ``python -m rustdask explain SCRIPT``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import sys
+
+import rustdask
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        By default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    if options.command == "info":
+        if rest:
+            _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        return _info(as_json=options.json)
+    return _explain(options.script, rest)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rustdask", description="Parallel Python on a native executor.")
+    parser.add_argument("--version", action="version", version=rustdask.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    info = commands.add_parser("info", help="version, cores and where the number came from, pool, memory")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    explain = commands.add_parser(
+        "explain",
+        help="run a script with rustdask as joblib's default, then say where its last call's time went",
+    )
+    explain.add_argument("script", help="a Python file; what follows are its own arguments")
+    return parser
+
+
+def _info(*, as_json: bool) -> int:
+    facts = rustdask.info()
+    if as_json:
+        print(json.dumps(facts))
+        return 0
+    print(f"rustdask {facts['version']}")
+    print(f"cores    {facts['cores']} ({facts['cores_source']})")
+    print(f"tasks    in {facts['mode']} by default; workers start by {facts['start']}")
+    print(f"pool     {facts['threads']} threads, {len(facts['workers'])} worker processes")
+    for worker in facts["workers"]:
+        print(f"         worker {worker['rank']}: pid {worker['pid']}, {(worker['memory_bytes'] or 0) >> 20} MiB")
+    print(f"memory   {facts['segments']} shared arguments, {facts['segment_bytes'] >> 20} MiB")
+    return 0
+
+
+def _explain(script: str, arguments: list[str]) -> int:
+    rustdask.install()
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+    print(rustdask.explain(), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+import sys
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from os import PathLike
+from typing import Any, Literal, TypedDict, final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+_Item = tuple[Callable[..., Any], Any, dict[str, Any]]
+_Kind = Literal["results", "raised", "remote", "crashed", "timed out", "no workers"]
+_OutOfBand = tuple[Buffer, bool]
+_Blob = tuple[int, bool, bytes, Sequence[_OutOfBand]]
+_Dumped = tuple[bytes, Sequence[_OutOfBand], Sequence[_Blob]]
+
+__all__ = [
+    "Call",
+    "SharedBuffer",
+    "WorkerEndpoint",
+    "WorkerTask",
+    "__version__",
+    "die_with_parent",
+    "forget_after_fork",
+    "forget_blob",
+    "pool_info",
+    "shutdown",
+]
+
+__version__: str
+
+class _CallStats(TypedDict):
+    batches: int
+    tasks: int
+    batch_sizes: list[tuple[int, int]]
+    pickling: float
+    unpickling: float
+    running: float
+    results: float
+    bytes_sent: int
+    bytes_placed: int
+    bytes_saved: int
+    bytes_received: int
+    task_seconds: NDArray[np.float64]
+    splits: int
+
+class _PoolInfo(TypedDict):
+    threads: int
+    workers: list[tuple[int, int]]
+    template_pid: int | None
+    argument_segments: int
+    argument_bytes: int
+    mapped_results: int
+
+@final
+class Call:
+    @staticmethod
+    def threads(
+        *,
+        cap: int,
+        core_budget: int,
+        on_done: Callable[[Any, _Kind, Any, int], object],
+        helper: bool,
+        nested: bool,
+        background: bool,
+        context: Context | None,
+        enter: Callable[[], object] | None,
+        run_item: Callable[[int, Callable[..., Any], Any, dict[str, Any]], Any] | None = None,
+        substitute: Callable[[_Kind, Any, int, list[_Item]], list[Any] | None] | None = None,
+        item_timeout: float | None = None,
+    ) -> Call: ...
+    @staticmethod
+    def processes(
+        *,
+        cap: int,
+        core_budget: int,
+        on_done: Callable[[Any, _Kind, Any, int], object],
+        background: bool,
+        launch: Callable[[], tuple[str, Sequence[str], bytes]],
+        dump: Callable[[list[_Item], int, int, int], _Dumped],
+        load: Callable[[Buffer, list[Buffer]], list[Any]],
+        crash_retries: int,
+        access: str,
+        max_nbytes: int | None,
+        folder: str | PathLike[str] | None = None,
+        memory_limit: int = 0,
+        substitute: Callable[[_Kind, Any, int, list[_Item]], list[Any] | None] | None = None,
+        item_timeout: float | None = None,
+        idle_timeout: float | None = None,
+    ) -> Call: ...
+    def submit(self, items: list[_Item], token: object) -> None: ...
+    def wait(self) -> None: ...
+    def pause(self, paused: bool) -> None: ...
+    def close(self) -> None: ...
+    def mean_item_time(self) -> float | None: ...
+    def stats(self) -> _CallStats: ...
+
+@final
+class SharedBuffer:
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class WorkerEndpoint:
+    def __new__(cls, fd: int) -> WorkerEndpoint: ...
+    def next_task(self) -> WorkerTask: ...
+    def buffers(self, task: WorkerTask, start: int, end: int) -> list[Buffer]: ...
+    def blob(self, id: int) -> tuple[Buffer, list[Buffer]]: ...
+    def take_forgotten(self) -> list[int]: ...
+    def finish(
+        self,
+        task: WorkerTask,
+        failed: bool,
+        pickle: bytes,
+        buffers: Sequence[Buffer],
+        loading: float,
+        running: float,
+        dumping: float,
+    ) -> None: ...
+    def settle(self) -> None: ...
+    def log(self, record: bytes) -> None: ...
+
+@final
+class WorkerTask:
+    @property
+    def call(self) -> int: ...
+    @property
+    def pickle(self) -> Buffer: ...
+    @property
+    def blobs(self) -> list[int]: ...
+    def advance(self) -> int | None: ...
+
+def shutdown(*, at_exit: bool = False) -> None: ...
+def forget_blob(number: int) -> None: ...
+def forget_after_fork() -> None: ...
+def pool_info() -> _PoolInfo: ...
+def die_with_parent() -> None: ...

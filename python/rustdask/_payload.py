@@ -1,0 +1,51 @@
+"""What travels to a worker beside the user's own objects. Imported by both sides; imports nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+CACHED_BYTES = 64 << 10
+"""A common argument whose pickle is this long is unpickled once per worker; shorter ones for each task."""
+
+
+class Kind(IntEnum):
+    """How the data of a task's pickle ``(kind, index of the first item, data)`` is to be read."""
+
+    ITEMS = 0
+    """For each item its own pickle, of ``(function, args, kwargs)`` with `Reference` objects, and how many
+    of the task's buffers belong to it."""
+    ARGUMENTS = 1
+    """The only argument of each item; the function is the second blob."""
+
+
+class Reference(NamedTuple):
+    """Stands for the content of a blob of the task."""
+
+    number: int
+    cached: bool
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How items are run."""
+
+    on_error: str = "raise"
+    retries: int = 0
+    seed: Any = None
+    seed_globals: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a call wants its workers to be."""
+
+    options: RunOptions = field(default_factory=RunOptions)
+    surroundings: bytes | None = None
+    surroundings_key: int | None = None
+    initializer: bytes | None = None
+    initializer_key: int = 0
+    inner_threads: int | None = None
+    cores: int = 1
+    authkey: bytes | None = None

@@ -1,0 +1,333 @@
+"""Pickles tasks and results.
+
+Guarantees: what pickle can find again by name goes by name, the rest by cloudpickle, by value; buffers
+of 64 KiB and more stay beside the pickle; ``numpy.memmap`` arrays travel as the name of their file;
+a function or a large argument that many tasks of a call have is pickled once.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copyreg
+import io
+import itertools
+import pickle
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from rustdask import _core
+from rustdask._contextvars import reduce_contextvar
+from rustdask._payload import CACHED_BYTES, Kind, Reference
+
+MIN_OUT_OF_BAND_BYTES = 64 << 10
+
+_PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
+_SIZED = frozenset({list, tuple, dict, set, frozenset, str, bytes, bytearray})
+_MIN_LENGTH = 1000
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
+_MAX_FUNCTIONS = 16
+_MAX_LONELY = 4
+_FEW_BUFFERS = 4
+
+_blob_ids = itertools.count()
+
+
+def is_plain(value: object) -> bool:
+    """Tell whether pickle alone handles a value, in next to no time."""
+    return type(value) in _PLAIN
+
+
+def _reduce_memmap(array: Any) -> Any:
+    backing = _backing_memmap(array)
+    if backing is None:
+        return array.__reduce_ex__(5)
+    offset = array.__array_interface__["data"][0] - backing.__array_interface__["data"][0] + backing.offset
+    mode = "r+" if backing.mode == "w+" else backing.mode
+    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    contiguous = array.flags.c_contiguous or array.flags.f_contiguous
+    strides = None if contiguous else array.strides
+    return _open_memmap, (backing.filename, array.dtype, mode, offset, array.shape, order, strides)
+
+
+def _open_memmap(
+    filename: str, dtype: Any, mode: str, offset: int, shape: tuple[int, ...], order: Any, strides: Any
+) -> Any:
+    if strides is None:
+        return np.memmap(filename, dtype=dtype, mode=mode, offset=offset, shape=shape, order=order)  # type: ignore[call-overload]
+    extent = 1 + sum((n - 1) * abs(step) for n, step in zip(shape, strides, strict=True)) + dtype.itemsize - 1
+    flat = np.memmap(filename, dtype=np.uint8, mode=mode, offset=offset, shape=extent)  # type: ignore[call-overload]
+    return np.ndarray(shape, dtype=dtype, buffer=flat, strides=strides)
+
+
+def _backing_memmap(array: Any) -> Any:
+    """Return the memmap of a file that an array is a view of, with positive strides, or None."""
+    base = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap) and not isinstance(base.base, np.ndarray):
+            forward = all(step >= 0 for step in array.strides)
+            return base if base.filename is not None and forward and not array.dtype.hasobject else None
+        base = base.base
+    return None
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def __init__(self, file: Any, buffer_callback: Callable[[Any], bool] | None) -> None:
+        # Looked up once, by the base class's constructor.
+        self.dispatch_table = _dispatch_table()
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+
+    def reducer_override(self, obj: Any) -> Any:
+        cls = type(obj)
+        if cls is types.FunctionType or issubclass(cls, type):
+            return super().reducer_override(obj)
+        if cls is np.ndarray and obj.base is not None and _backing_memmap(obj) is not None:
+            return _reduce_memmap(obj)
+        return NotImplemented
+
+
+_tables: dict[int, dict[type, Any]] = {}
+
+
+def _dispatch_table() -> dict[type, Any]:
+    # cloudpickle's own is a ChainMap, which costs a microsecond for each object that is not in it.
+    size = len(copyreg.dispatch_table)
+    if size not in _tables:
+        table = dict(cloudpickle.Pickler.dispatch_table)
+        table[contextvars.ContextVar] = reduce_contextvar
+        table[np.memmap] = _reduce_memmap
+        _tables.clear()
+        _tables[size] = table
+    return _tables[size]
+
+
+def dumps(value: object) -> bytes:
+    """Pickle a value whole.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    bytes
+        For ``pickle.loads``.
+    """
+    file = io.BytesIO()
+    _Pickler(file, None).dump(value)
+    return file.getvalue()
+
+
+def dumps_out_of_band(value: object, min_bytes: int = MIN_OUT_OF_BAND_BYTES) -> tuple[bytes, list[memoryview]]:
+    """Pickle a value, its large buffers left where they are.
+
+    Parameters
+    ----------
+    value : object
+    min_bytes : int
+        Size from which on a buffer is large.
+
+    Returns
+    -------
+    pickle : bytes
+        For ``pickle.loads`` with ``buffers``.
+    buffers : list of memoryview
+        One-dimensional, of bytes.
+    """
+    buffers: list[memoryview] = []
+
+    def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < min_bytes:
+            return True
+        buffers.append(raw)
+        return False
+
+    file = io.BytesIO()
+    _Pickler(file, stays_in_band).dump(value)
+    return file.getvalue(), buffers
+
+
+class Blob:
+    """A pickle that many tasks refer to."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value  # kept, so that nothing else can have its id
+        self.number = next(_blob_ids)
+        self.pickle, self.buffers = dumps_out_of_band(value)
+        self.cached = len(self.pickle) >= CACHED_BYTES
+        self.kept = False
+
+
+_last_settings: Blob | None = None
+
+
+def _settings_blob(settings: object) -> Blob:
+    """Return the blob of a call's settings: that of the call before, if they are equal."""
+    global _last_settings
+    last = _last_settings
+    if last is not None:
+        if last.value == settings:
+            return last
+        _core.forget_blob(last.number)
+    blob = Blob(settings)
+    blob.kept = True
+    _last_settings = blob
+    return blob
+
+
+_Buffers = list[tuple[memoryview, bool]]
+_Shipped = tuple[bytes, _Buffers, list[tuple[int, bool, bytes, _Buffers]]]
+
+
+class CallSerializer:
+    """Pickles the tasks of one call.
+
+    Each item is pickled by itself: what one task does to its arguments is not seen by another,
+    though they may have been the same object, and though they travel together.
+
+    Parameters
+    ----------
+    settings : object
+        What every task refers to as its first blob.
+    min_bytes : int
+        Size from which on buffers stay beside the pickle.
+    """
+
+    def __init__(self, settings: object, min_bytes: int = MIN_OUT_OF_BAND_BYTES) -> None:
+        self._min_bytes = min_bytes
+        self._settings = _settings_blob(settings)
+        self._functions: dict[int, Blob] = {}
+        self._counts: dict[int, int] = {}
+        self._kept: dict[int, Any] = {}
+        self._common: dict[int, Blob | None] = {}
+        self._owners: dict[int, weakref.ref[Any]] = {}
+        self._heavy = False
+        # Tasks bring large arrays of their own; each takes a file descriptor until its task has ended.
+        self.has_own_buffers = False
+
+    def note(self, items: list[Any]) -> None:
+        """Look at items that will be dumped later, for large arguments that several of them have."""
+        for _, args, kwargs in items:
+            for value in args:
+                if type(value) in _SIZED and len(value) >= _MIN_LENGTH:
+                    self._count(value)
+            if kwargs:
+                for value in kwargs.values():
+                    if type(value) in _SIZED and len(value) >= _MIN_LENGTH:
+                        self._count(value)
+
+    def dump(self, items: list[Any], start: int, end: int, index: int) -> _Shipped:
+        """Pickle ``items[start:end]``, of which the first is number `index` of the call.
+
+        Returns
+        -------
+        pickle : bytes
+        buffers : list of (memoryview, bool)
+            Each with whether it belongs to an object that an earlier task of the call had, too.
+        blobs : list of (int, bool, bytes, list)
+            Of what the task refers to: number, whether later calls will refer to it, pickle and buffers.
+        """
+        if start or end < len(items):
+            items = items[start:end]
+        function = items[0][0]
+        if all(item[0] is function for item in items):
+            blob = self._function(function)
+            arguments = None if blob is None else _only_arguments(items)
+            if blob is not None and arguments is not None:
+                data = pickle.dumps((Kind.ARGUMENTS.value, index, arguments), protocol=5)
+                return data, [], [self._ship(self._settings), self._ship(blob)]
+        return self._dump_items(items, index)
+
+    def _dump_items(self, items: list[Any], index: int) -> _Shipped:
+        blobs = [self._settings]
+        pickles = []
+        buffers: list[memoryview] = []
+        for item in items:
+            data, beside = dumps_out_of_band(self._refer(item, blobs), self._min_bytes)
+            if len(data) >= CACHED_BYTES:
+                # From now on, arguments of any kind are looked at.
+                self._heavy = True
+            pickles.append((data, len(beside)))
+            buffers += beside
+        data = pickle.dumps((Kind.ITEMS.value, index, pickles), protocol=5)
+        return data, self._mark(buffers), [self._ship(blob) for blob in blobs]
+
+    def _function(self, function: Any) -> Blob | None:
+        """Return the blob of a function; None where there are so many that each is better with its task."""
+        blob = self._functions.get(id(function))
+        if blob is None and isinstance(function, _FUNCTIONS) and len(self._functions) < _MAX_FUNCTIONS:
+            blob = self._functions[id(function)] = Blob(function)
+        return blob
+
+    def _count(self, value: Any) -> None:
+        key = id(value)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        self._kept[key] = value
+
+    def _refer(self, item: Any, blobs: list[Blob]) -> Any:
+        """Put references in the place of the function and of arguments that are blobs."""
+        function, args, kwargs = item
+        if self._heavy:
+            for value in (*args, *kwargs.values()):
+                if type(value) not in _PLAIN and type(value) is not np.ndarray and type(value) not in _SIZED:
+                    self._count(value)
+
+        def reference(blob: Blob | None, value: Any, cached: bool) -> Any:
+            if blob is None:
+                return value
+            if blob not in blobs:
+                blobs.append(blob)
+            return Reference(blobs.index(blob), cached)
+
+        def argument(value: Any) -> Any:
+            # At first, a large argument is taken to be common; once several were not, it must show.
+            if self._counts.get(id(value), 0) < (1 if len(self._common) < _MAX_LONELY else 2):
+                return value
+            return reference(self._common_blob(value), value, True)
+
+        function = reference(self._function(function), function, True)
+        if not self._counts:
+            return function, args, kwargs
+        return function, tuple(map(argument, args)), {key: argument(kwargs[key]) for key in kwargs}
+
+    def _common_blob(self, value: Any) -> Blob | None:
+        key = id(value)
+        if key not in self._common:
+            blob = Blob(value)
+            # What is small stays with its task, so that objects keep sharing what they share.
+            self._common[key] = blob if blob.cached else None
+        return self._common[key]
+
+    def _ship(self, blob: Blob) -> tuple[int, bool, bytes, _Buffers]:
+        return blob.number, blob.kept, blob.pickle, [(buffer, True) for buffer in blob.buffers]
+
+    def _mark(self, buffers: list[memoryview]) -> _Buffers:
+        marked = [(buffer, self._is_known(buffer.obj)) for buffer in buffers]
+        self.has_own_buffers = self.has_own_buffers or sum(not known for _, known in marked) > _FEW_BUFFERS
+        return marked
+
+    def _is_known(self, owner: Any) -> bool:
+        known = self._owners.get(id(owner))
+        if known is not None and known() is owner:
+            return True
+        try:
+            self._owners[id(owner)] = weakref.ref(owner)
+        except TypeError:
+            # Such an owner is compared whole each time.
+            self._owners.pop(id(owner), None)
+        return False
+
+
+def _only_arguments(items: list[Any]) -> list[Any] | None:
+    """Return the arguments of items that have one plain positional argument each, else None."""
+    arguments = []
+    for _, args, kwargs in items:
+        if kwargs or len(args) != 1 or type(args[0]) not in _PLAIN:
+            return None
+        arguments.append(args[0])
+    return arguments

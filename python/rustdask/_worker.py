@@ -1,0 +1,301 @@
+"""A worker process: takes tasks from its endpoint, runs them, reports.
+
+Guarantees: what a task changes in its arguments, in its context variables or on the standard streams does
+not reach the next task; every outcome is reported, also of what cannot be pickled.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rustdask import _core
+from rustdask._items import ItemRunner
+from rustdask._output import forward_messages
+from rustdask._payload import Kind, Reference, Settings
+from rustdask._worker_rank import set_worker_rank
+
+
+def main(socket: int, stdout: int, stderr: int, rank: int) -> None:
+    """Run tasks until the parent's end of the connection closes.
+
+    Parameters
+    ----------
+    socket, stdout, stderr : int
+        File descriptors: the connection, and pipes for what tasks print.
+    rank : int
+        Number of this worker among those that run at the same time.
+    """
+    set_worker_rank(rank)
+    _core.die_with_parent()
+    # What a task starts is ended with its worker.
+    os.setpgid(0, 0)
+    _take_streams(stdout, stderr)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["RUSTDASK_WORKER_RANK"] = str(rank)
+    _Worker(_core.WorkerEndpoint(socket)).run()
+
+
+def _take_streams(stdout: int, stderr: int) -> None:
+    import faulthandler
+
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.close(stdout)
+    os.close(stderr)
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]
+    faulthandler.enable(sys.stderr)
+
+
+class _Worker:
+    def __init__(self, endpoint: _core.WorkerEndpoint) -> None:
+        self._endpoint = endpoint
+        self._cache: dict[int, Any] = {}
+        self._settings_id: int | None = None
+        self._settings = Settings()
+        self._surroundings: int | None = None
+        self._context = contextvars.Context()
+        self._initialized: set[int] = set()
+        self._limit: int | None = None
+        self._modules = 0
+        self._joblib_level: int | None = None
+
+    def run(self) -> None:
+        while True:
+            self._run_task(self._endpoint.next_task())
+            self._endpoint.settle()
+            for blob in self._endpoint.take_forgotten():
+                self._cache.pop(blob, None)
+
+    def _run_task(self, task: _core.WorkerTask) -> None:
+        began = time.perf_counter()
+        clock = _Clock()
+        try:
+            self._prepare(task.blobs[0])
+            results = self._context.copy().run(self._run_items, task, clock)
+            ran = time.perf_counter()
+            report, buffers = self._dump_results(results, clock.first)
+            failed = False
+            del results
+        except BaseException as error:
+            ran = time.perf_counter()
+            report, buffers, failed = self._dump_error(error), [], True
+        _flush_streams()
+        dumping = time.perf_counter() - ran
+        self._endpoint.finish(task, failed, report, buffers, ran - began - clock.running, clock.running, dumping)
+
+    def _run_items(self, task: _core.WorkerTask, clock: _Clock) -> list[Any]:
+        kind, clock.first, data = pickle.loads(task.pickle)
+        self._limit_threads()
+        runner = ItemRunner(self._settings.options)
+        if kind == Kind.ARGUMENTS:
+            return self._run_arguments(task, clock, runner, data)
+        results = []
+        positions = [0, *itertools.accumulate(count for _, count in data)]
+        while (i := task.advance()) is not None:
+            pickled, count = data[i]
+            buffers = self._endpoint.buffers(task, positions[i], positions[i + 1]) if count else []
+            function, args, kwargs = self._load(pickled, buffers, task.blobs)
+            del buffers
+            began = time.perf_counter()
+            try:
+                results.append(runner(clock.first + i, function, args, kwargs))
+            finally:
+                clock.running += time.perf_counter() - began
+            del function, args, kwargs
+            if count:
+                self._endpoint.settle()
+        return results
+
+    def _run_arguments(self, task: _core.WorkerTask, clock: _Clock, runner: ItemRunner, data: list[Any]) -> list[Any]:
+        function = self._blob(task.blobs[1], cached=True)
+        began = time.perf_counter()
+        results = []
+        try:
+            if runner.bare:
+                while (i := task.advance()) is not None:
+                    results.append(function(data[i]))
+            else:
+                while (i := task.advance()) is not None:
+                    results.append(runner(clock.first + i, function, (data[i],), {}))
+        finally:
+            clock.running += time.perf_counter() - began
+        return results
+
+    # Payloads
+
+    def _load(self, data: bytes, buffers: list[Any], blobs: list[int]) -> Any:
+        function, args, kwargs = pickle.loads(data, buffers=buffers)
+
+        def value(argument: Any) -> Any:
+            if type(argument) is not Reference:
+                return argument
+            return self._blob(blobs[argument.number], cached=argument.cached)
+
+        return value(function), tuple(map(value, args)), {key: value(kwargs[key]) for key in kwargs}
+
+    def _blob(self, blob: int, *, cached: bool) -> Any:
+        if cached and blob in self._cache:
+            return self._cache[blob]
+        data, buffers = self._endpoint.blob(blob)
+        value = pickle.loads(data, buffers=buffers)
+        if cached:
+            self._cache[blob] = value
+        return value
+
+    def _dump_results(self, results: list[Any], first: int) -> tuple[bytes, list[Any]]:
+        from rustdask._serialize import dumps_out_of_band, is_plain
+
+        if all(map(is_plain, results)):
+            return pickle.dumps(results, protocol=5), []
+        try:
+            return dumps_out_of_band(results)
+        except Exception as error:
+            if self._settings.options.on_error != "return":
+                raise self._explain(error, results) from error
+        return dumps_out_of_band([self._sendable(result, first + i) for i, result in enumerate(results)])
+
+    def _sendable(self, result: Any, index: int) -> Any:
+        from rustdask._errors import TaskFailure
+        from rustdask._serialize import dumps_out_of_band
+
+        try:
+            dumps_out_of_band(result)
+        except Exception as error:
+            explained = self._explain(error, [result])
+            return TaskFailure(exception=explained, index=index, function=None, traceback=str(explained))
+        return result
+
+    def _explain(self, error: Exception, results: list[Any]) -> BaseException:
+        from rustdask._errors import explain_pickling_error
+        from rustdask._serialize import dumps
+
+        return explain_pickling_error({"result": results[0] if len(results) == 1 else results}, error, dumps)
+
+    def _dump_error(self, error: BaseException) -> bytes:
+        from rustdask._errors import pack_exception
+        from rustdask._serialize import dumps
+
+        return pack_exception(error, dumps)
+
+    # Surroundings
+
+    def _prepare(self, settings_id: int) -> None:
+        """Make this process what the call wants; cheap when nothing has changed."""
+        if settings_id != self._settings_id:
+            self._settings = self._blob(settings_id, cached=False)
+            self._settings_id = settings_id
+            self._apply_settings()
+        initializer = self._settings.initializer
+        if initializer is not None and self._settings.initializer_key not in self._initialized:
+            function, args = pickle.loads(initializer)
+            function(*args)
+            self._initialized.add(self._settings.initializer_key)
+
+    def _apply_settings(self) -> None:
+        from rustdask import _context
+
+        settings = self._settings
+        _inherit_authkey(settings.authkey)
+        if settings.surroundings is not None and settings.surroundings_key != self._surroundings:
+            self._context = _context.apply(settings.surroundings)
+            self._surroundings = settings.surroundings_key
+        forward_messages(self._endpoint.log)
+        if settings.inner_threads != self._limit:
+            self._limit = settings.inner_threads
+            self._modules = 0
+            _limit_threads_of_later_libraries(settings.inner_threads)
+        when_imported("joblib", self._configure_joblib)
+
+    def _configure_joblib(self) -> None:
+        """Calls inside tasks stay with rustdask, in threads of this worker."""
+        if self._joblib_level == self._settings.cores:
+            return
+        from rustdask._joblib import configure_worker
+
+        configure_worker(self._settings.cores)
+        self._joblib_level = self._settings.cores
+
+    def _limit_threads(self) -> None:
+        """Hold the numeric libraries to this worker's share of the cores; again when there may be new ones."""
+        if self._limit is None or len(sys.modules) == self._modules:
+            return
+        self._modules = len(sys.modules)
+        if "numpy" in sys.modules:
+            from threadpoolctl import threadpool_limits
+
+            threadpool_limits(limits=self._limit)
+
+
+class _Clock:
+    """What a task tells while it runs: its place in the call, and the time that user code took."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.running = 0.0
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            # A task closed or replaced it.
+            continue
+
+
+def _inherit_authkey(key: bytes | None) -> None:
+    if key is not None:
+        from multiprocessing import process
+
+        process.current_process().authkey = key
+
+
+def _limit_threads_of_later_libraries(threads: int | None) -> None:
+    if threads is None:
+        return
+    for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMBA", "NUMEXPR"):
+        variable = "VECLIB_MAXIMUM_THREADS" if name == "VECLIB_MAXIMUM" else f"{name}_NUM_THREADS"
+        os.environ[variable] = str(threads)
+
+
+class _ImportHook:
+    """Calls back once a module has been imported."""
+
+    def __init__(self, name: str, callback: Callable[[], None]) -> None:
+        self.name = name
+        self.callback = callback
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        import importlib.util
+
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                self.callback()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def when_imported(name: str, callback: Callable[[], None]) -> None:
+    """Call back now if a module is imported already, else as soon as it is."""
+    if name in sys.modules:
+        callback()
+    elif not any(isinstance(hook, _ImportHook) and hook.name == name for hook in sys.meta_path):
+        sys.meta_path.insert(0, _ImportHook(name, callback))

@@ -1,0 +1,28 @@
+"""Which of the workers this process is."""
+
+from __future__ import annotations
+
+_rank: int | None = None
+
+
+def worker_rank() -> int | None:
+    """Return the number of this worker process among those that run at the same time.
+
+    Returns
+    -------
+    int or None
+        0 to n - 1 in a worker process, None elsewhere.
+
+    Examples
+    --------
+    >>> import rustdask
+    >>> rustdask.worker_rank() is None
+    True
+    """
+    return _rank
+
+
+def set_worker_rank(rank: int) -> None:
+    """Say which worker this process is."""
+    global _rank
+    _rank = rank
