@@ -1,0 +1,1 @@
+"""rustdask side by side with its peers: `python -m benchmarks`."""
