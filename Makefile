@@ -1,0 +1,109 @@
+# Needs cargo, make and Python 3.11 or newer; everything else goes into .venv, from pinned requirements.
+#
+#   make demo      build, then fit scikit-learn models under four backends, side by side
+#   make test      every test: cargo, pytest, doctests, and the selection of the suites
+#   make check     format, lint, types, then the tests
+#   make bench     the side-by-side benchmarks: benchmarks/results.{json,md,svg}
+#   make suites    joblib's and scikit-learn's own tests with rustdask active, whole
+#   make sim       10,000 seeds of the scheduler's simulation
+#   make freethreaded   build, import and test the wheel on CPython without the GIL
+
+PYTHON ?= python3
+VENV ?= .venv
+SIM_SEEDS ?= 10000
+BENCH_FLAGS ?=
+# An interpreter without the GIL, and the tests that concern it.
+PYTHON_FT ?= python3.13t
+FT_TESTS ?= threads or free_threaded
+
+PY := $(VENV)/bin/python
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml $(wildcard Cargo.lock) pyproject.toml
+PYTHON_CODE := python tests benchmarks examples
+
+.PHONY: build demo test test-rust test-python check format lint types bench suites sim wheel freethreaded clean
+
+build: $(VENV)/.built
+
+$(VENV)/.deps: requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) $(PIP_INSTALL) -r requirements-dev.txt
+	touch $@
+
+# Editable: Python sources are used in place, so only Rust changes need this again.
+$(VENV)/.built: $(VENV)/.deps $(RUST_SOURCES)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/maturin develop --release --quiet
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.deps requirements-bench.txt
+	$(PY) $(PIP_INSTALL) -r requirements-bench.txt
+	touch $@
+
+demo: build
+	$(PY) examples/demo.py
+
+test: test-rust test-python
+
+# The binding crate is an extension module, which cannot link as a test binary: pytest tests it.
+test-rust:
+	RUSTDASK_SIM_SEEDS=200 cargo test --quiet -p rustdask-core -p rustdask-runtime
+
+test-python: build
+	$(PY) -m pytest tests -m "not suite or selection"
+	$(PY) -m pytest --doctest-modules python/rustdask
+
+check: lint types
+	$(MAKE) test
+
+format: $(VENV)/.deps
+	cargo fmt --all
+	$(PY) -m ruff check --fix $(PYTHON_CODE)
+	$(PY) -m ruff format $(PYTHON_CODE)
+
+lint: $(VENV)/.deps
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(PY) -m ruff check $(PYTHON_CODE)
+	$(PY) -m ruff format --check $(PYTHON_CODE)
+
+types: build
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest rustdask._core
+
+bench: build $(VENV)/.bench
+	$(PY) -m benchmarks $(BENCH_FLAGS)
+
+suites: build $(VENV)-joblib13/.built
+	JOBLIB13_PYTHON=$(CURDIR)/$(VENV)-joblib13/bin/python $(PY) -m pytest tests/suites -m suite
+
+# The oldest joblib that rustdask supports.
+$(VENV)-joblib13/.built: requirements-joblib13.txt $(VENV)/.built
+	$(PYTHON) -m venv $(VENV)-joblib13
+	$(VENV)-joblib13/bin/python $(PIP_INSTALL) -r requirements-joblib13.txt
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)-joblib13 $(VENV)/bin/maturin develop --release --quiet
+	touch $@
+
+sim:
+	RUSTDASK_SIM_SEEDS=$(SIM_SEEDS) cargo test --release -p rustdask-core --test sim
+
+wheel: $(VENV)/.deps
+	$(VENV)/bin/maturin build --release --out dist
+
+# The wheel is installed rather than linked to the sources: it is what this target is to prove.
+freethreaded: $(VENV)-ft/.built
+	$(VENV)-ft/bin/python -c "import sys, rustdask; assert not sys._is_gil_enabled()"
+	$(VENV)-ft/bin/python -m pytest tests -m "not suite" -k "$(FT_TESTS)"
+
+$(VENV)-ft/.built: requirements-freethreaded.txt $(RUST_SOURCES) $(shell find python -name '*.py' -o -name '*.pyi')
+	$(PYTHON_FT) -m venv $(VENV)-ft
+	$(VENV)-ft/bin/python $(PIP_INSTALL) -r requirements-freethreaded.txt
+	rm -rf target/freethreaded-wheel
+	$(VENV)-ft/bin/maturin build --release --interpreter $(VENV)-ft/bin/python \
+	  --target-dir target/freethreaded --out target/freethreaded-wheel
+	$(VENV)-ft/bin/python $(PIP_INSTALL) --force-reinstall --no-deps target/freethreaded-wheel/*.whl
+	touch $@
+
+clean:
+	rm -rf target dist $(VENV) $(VENV)-joblib13 $(VENV)-ft .pytest_cache .mypy_cache .ruff_cache
+	rm -f python/rustdask/*.so
