@@ -54,7 +54,7 @@ def test_warnings_filters_travel(mode, n_jobs):
 
 
 @own
-def test_warnings_of_tasks_are_shown_once_each():
+def test_warnings_of_tasks_are_shown_once_each(fresh):
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         run([delayed(tasks.warn)("only this one")] + [delayed(tasks.nothing)()] * 3)

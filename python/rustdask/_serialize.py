@@ -32,7 +32,6 @@ _MIN_LENGTH = 1000
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 _MAX_FUNCTIONS = 16
 _MAX_LONELY = 4
-_FEW_BUFFERS = 4
 
 _blob_ids = itertools.count()
 
@@ -207,8 +206,13 @@ class CallSerializer:
         self._common: dict[int, Blob | None] = {}
         self._owners: dict[int, weakref.ref[Any]] = {}
         self._heavy = False
-        # Tasks bring large arrays of their own; each takes a file descriptor until its task has ended.
-        self.has_own_buffers = False
+        self._dumped_items = 0
+        self._new_buffers = 0
+
+    @property
+    def has_own_buffers(self) -> bool:
+        """Whether tasks bring large arrays of their own; each takes a file descriptor until its task has ended."""
+        return 2 * self._new_buffers > self._dumped_items
 
     def note(self, items: list[Any]) -> None:
         """Look at items that will be dumped later, for large arguments that several of them have."""
@@ -234,6 +238,7 @@ class CallSerializer:
         """
         if start or end < len(items):
             items = items[start:end]
+        self._dumped_items += len(items)
         function = items[0][0]
         if all(item[0] is function for item in items):
             blob = self._function(function)
@@ -308,7 +313,7 @@ class CallSerializer:
 
     def _mark(self, buffers: list[memoryview]) -> _Buffers:
         marked = [(buffer, self._is_known(buffer.obj)) for buffer in buffers]
-        self.has_own_buffers = self.has_own_buffers or sum(not known for _, known in marked) > _FEW_BUFFERS
+        self._new_buffers += sum(not known for _, known in marked)
         return marked
 
     def _is_known(self, owner: Any) -> bool:

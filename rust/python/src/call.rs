@@ -268,8 +268,12 @@ impl CallInner {
         }
     }
 
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
     fn has_ended(&self) -> bool {
-        self.stopped.load(Ordering::Acquire) || self.outstanding.load(Ordering::Acquire) == 0
+        self.is_stopped() || self.outstanding.load(Ordering::Acquire) == 0
     }
 
     fn start_helping(&self) -> bool {
@@ -558,7 +562,9 @@ fn run_items(py: Python<'_>, part: &PartRef, cursor: &Cursor) -> PyResult<Py<PyL
     let batch = &part.0.batch;
     let items = batch.items.bind(py);
     let results = PyList::empty(py);
-    while let Some(begun) = cursor.advance() {
+    // Nobody wants what is left of a call that has been stopped.
+    while !batch.call.is_stopped() {
+        let Some(begun) = cursor.advance() else { break };
         let position = part.0.start + begun;
         let item = items.get_item(position as usize)?.cast_into::<PyTuple>()?;
         let result = match &batch.call.settings.run_item {

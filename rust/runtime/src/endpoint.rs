@@ -19,8 +19,9 @@ use crate::cursor::Cursor;
 use crate::shm::{Mapping, PageMap, Segment};
 use crate::wire::{self, Inbox, Read};
 
-/// Recycled segments that are kept for the next results: this many bytes, this long.
+/// Recycled segments that are kept for the next results: this many bytes and segments, this long.
 const KEEP_BYTES: u64 = 512 << 20;
+const MAX_KEPT: usize = 48;
 const KEEP_IDLE: Duration = Duration::from_secs(5);
 /// Segments that results are in and that can be filled again; each keeps a descriptor open.
 const MAX_LENT: usize = 48;
@@ -117,7 +118,7 @@ impl Results {
     fn surplus(&mut self) -> Vec<SegmentId> {
         let mut gone = Vec::new();
         let stale = self.free_since.is_some_and(|since| since.elapsed() >= KEEP_IDLE);
-        while !self.free.is_empty() && (stale || self.free_bytes() > KEEP_BYTES) {
+        while !self.free.is_empty() && (stale || self.free.len() > MAX_KEPT || self.free_bytes() > KEEP_BYTES) {
             gone.push(self.free.remove(0).0);
         }
         gone
