@@ -4,8 +4,8 @@ Guarantees: warnings filters, logging levels, changes to the environment, ``sys.
 directory and context variables reach the workers. `capture` returns the same object until
 one of them changes, so that nothing is sent when nothing has changed.
 
-Left out, without a word: values that cannot be pickled, filters of classes that a worker cannot
-import, and changes inside a context variable's value (set the variable anew to send them).
+Left out, without a word: values that cannot be pickled, filters of classes that a worker does not
+find, and changes inside a context variable's value (set the variable anew to send them).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 from rustdask._contextvars import Reference, reduce_contextvar, refer_to, resolve, restore_contextvar
+from rustdask._import_hook import when_imported
 from rustdask._logs import handle_forwarded_log, install_log_forwarding
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "handle_forwarded_log",
     "install_log_forwarding",
     "reduce_contextvar",
+    "refresh",
     "restore_contextvar",
     "set_baseline",
 ]
@@ -90,6 +92,11 @@ def apply(state: bytes) -> contextvars.Context:
         lest one task sees what another has set.
     """
     return _worker.apply(pickle.loads(state))
+
+
+def refresh() -> None:
+    """Before a task, in a worker: make up for what could not be applied when a snapshot was."""
+    _worker.refresh()
 
 
 class ContextSnapshot:
@@ -297,6 +304,9 @@ class _Worker:
     def __init__(self) -> None:
         self._own_environment: dict[str, str | None] = {}
         self._named_loggers: set[str] = set()
+        self._filters: list[_Filter] = []
+        self._filters_stale = False
+        self._missing: set[str] = set()
 
     def apply(self, state: _State) -> contextvars.Context:
         self._apply_environment(state["environment"])
@@ -304,7 +314,8 @@ class _Worker:
         if sys.path != state["path"]:
             sys.path[:] = state["path"]
             importlib.invalidate_caches()
-        _apply_filters(state["filters"])
+        self._filters = state["filters"]
+        self._apply_filters()
         if state["logging"] is not None:
             self._apply_logging(state["logging"])
         return _context_with(state["variables"])
@@ -316,6 +327,30 @@ class _Worker:
         for name, value in changes.items():
             self._own_environment.setdefault(name, os.environ.get(name))
             _set_variable(name, value)
+
+    def refresh(self) -> None:
+        if self._filters_stale:
+            self._apply_filters()
+
+    def _apply_filters(self) -> None:
+        """Set the filters, but for those about a class of a module that is not imported here."""
+        warnings.resetwarnings()
+        for entry in self._filters:
+            if _module_of(entry) in sys.modules:
+                _add_filter(entry, append=True)
+            else:
+                when_imported(_module_of(entry), self._module_imported)
+        self._missing = {_module_of(entry) for entry in self._filters} - sys.modules.keys()
+        self._filters_stale = False
+
+    def _module_imported(self) -> None:
+        # Perhaps within somebody's catch_warnings: for now the new ones are put in front, later all are set again.
+        arrived = self._missing & sys.modules.keys()
+        self._missing -= arrived
+        for entry in reversed(self._filters):
+            if _module_of(entry) in arrived:
+                _add_filter(entry, append=False)
+        self._filters_stale = True
 
     def _apply_logging(self, levels: _Levels) -> None:
         import logging
@@ -357,29 +392,17 @@ def _set_logger(name: str, level: int, disabled: bool) -> None:
         logger.setLevel(level)
 
 
-def _apply_filters(filters: list[_Filter]) -> None:
-    found = [(entry, _find_class(entry[2])) for entry in filters]
-    warnings.resetwarnings()
-    for (action, message, _, module, line), category in found:
-        if category is not None:
-            warnings.filterwarnings(
-                action,  # type: ignore[arg-type]
-                message or "",
-                category,
-                module or "",
-                line,
-                append=True,
-            )
+def _module_of(entry: _Filter) -> str:
+    return entry[2][0]
 
 
-def _find_class(name: tuple[str, str]) -> type[Warning] | None:
-    try:
-        found: Any = importlib.import_module(name[0])
-        for attribute in name[1].split("."):
-            found = getattr(found, attribute)
-    except Exception:
-        return None
-    return found if isinstance(found, type) and issubclass(found, Warning) else None
+def _add_filter(entry: _Filter, *, append: bool) -> None:
+    action, message, (module_name, class_name), module, line = entry
+    category: Any = sys.modules[module_name]
+    for attribute in class_name.split("."):
+        category = getattr(category, attribute, None)
+    if isinstance(category, type) and issubclass(category, Warning):
+        warnings.filterwarnings(action, message or "", category, module or "", line, append=append)  # type: ignore[arg-type]
 
 
 def _context_with(variables: list[tuple[Reference, bytes]]) -> contextvars.Context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import random
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -94,6 +93,8 @@ def _sequence(seed: Any, index: int) -> np.random.SeedSequence:
 
 
 def _seed_globals(seed: Any, index: int) -> None:
+    import random
+
     state = _sequence(seed, index).generate_state(4)
     random.seed(int.from_bytes(state.tobytes(), "little"))
     if "numpy" in sys.modules:

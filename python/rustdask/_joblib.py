@@ -544,9 +544,12 @@ class _Call:
 
             return unpack_exception(bytes(value))
         if kind == "raised":
+            # Nobody is shown the traceback of an exit. It may be the interpreter's, which is no time for imports.
+            if not self._plan.threads or isinstance(value, SystemExit):
+                return value  # type: ignore[no-any-return]
             from rustdask._errors import annotate_exception
 
-            return annotate_exception(value) if self._plan.threads else value
+            return annotate_exception(value)
         if kind == "crashed":
             results = {first + i: result for first, batch in self._finished for i, result in enumerate(batch)}
             return WorkerCrashed(index=index, function=function, results=results, **value)

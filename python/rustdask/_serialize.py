@@ -22,11 +22,10 @@ import numpy as np
 
 from rustdask import _core
 from rustdask._contextvars import reduce_contextvar
-from rustdask._payload import CACHED_BYTES, Kind, Reference
+from rustdask._payload import CACHED_BYTES, Kind, Reference, is_plain
 
 MIN_OUT_OF_BAND_BYTES = 64 << 10
 
-_PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex})
 _SIZED = frozenset({list, tuple, dict, set, frozenset, str, bytes, bytearray})
 _MIN_LENGTH = 1000
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
@@ -34,11 +33,6 @@ _MAX_FUNCTIONS = 16
 _MAX_LONELY = 4
 
 _blob_ids = itertools.count()
-
-
-def is_plain(value: object) -> bool:
-    """Tell whether pickle alone handles a value, in next to no time."""
-    return type(value) in _PLAIN
 
 
 def _reduce_memmap(array: Any) -> Any:
@@ -279,7 +273,7 @@ class CallSerializer:
         function, args, kwargs = item
         if self._heavy:
             for value in (*args, *kwargs.values()):
-                if type(value) not in _PLAIN and type(value) is not np.ndarray and type(value) not in _SIZED:
+                if not is_plain(value) and type(value) is not np.ndarray and type(value) not in _SIZED:
                     self._count(value)
 
         def reference(blob: Blob | None, value: Any, cached: bool) -> Any:
@@ -332,7 +326,7 @@ def _only_arguments(items: list[Any]) -> list[Any] | None:
     """Return the arguments of items that have one plain positional argument each, else None."""
     arguments = []
     for _, args, kwargs in items:
-        if kwargs or len(args) != 1 or type(args[0]) not in _PLAIN:
+        if kwargs or len(args) != 1 or not is_plain(args[0]):
             return None
         arguments.append(args[0])
     return arguments

@@ -16,7 +16,6 @@ import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
 from typing import Any
 
@@ -36,7 +35,7 @@ _spec = importlib.util.spec_from_file_location(
     "rustdask", _greeting["package"] + "/__init__.py", submodule_search_locations=[_greeting["package"]])
 _light = importlib.util.module_from_spec(_spec)
 def _load(name, _light=_light, _spec=_spec):
-    if name.startswith("__"):
+    if name.startswith("_"):
         raise AttributeError(name)
     del _light.__getattr__
     _spec.loader.exec_module(_light)
@@ -45,7 +44,7 @@ _light.__getattr__ = _load
 sys.modules["rustdask"] = _light
 """
 """Makes the submodules of rustdask importable without the package's own imports (joblib, numpy),
-which are made up for when somebody asks the package for a name."""
+which are made up for when somebody asks the package for one of its public names."""
 
 _SLOW = frozenset({"pandas", "polars", "scipy", "sklearn"})
 _QUIET_SECONDS = 0.5
@@ -89,6 +88,9 @@ def serve(sock: socket.socket, told: dict[str, Any]) -> None:
     """
     from rustdask import _core
 
+    if not told["spawn"]:
+        # Here once, rather than in each worker.
+        import rustdask._worker  # noqa: F401
     _core.die_with_parent()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -182,6 +184,8 @@ class _Template:
             f"exec(_greeting['light_import']); from rustdask._worker import main; "
             f"main({fds[0]}, {fds[1]}, {fds[2]}, {request['rank']})"
         )
+        import subprocess
+
         arguments = [sys.executable, *interpreter_flags(), "-c", source]
         child = subprocess.Popen(arguments, pass_fds=fds, stdin=subprocess.DEVNULL)
         # This process reaps all of its children itself.
@@ -211,4 +215,6 @@ def interpreter_flags() -> list[str]:
     Warnings filters reach tasks with the rest of the context; in the template they would turn the
     imports of libraries into errors.
     """
+    import subprocess
+
     return [flag for flag in subprocess._args_from_interpreter_flags() if not flag.startswith("-W")]  # type: ignore[attr-defined]

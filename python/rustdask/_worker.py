@@ -13,13 +13,13 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-from rustdask import _core
+from rustdask import _context, _core
+from rustdask._import_hook import when_imported
 from rustdask._items import ItemRunner
 from rustdask._output import forward_messages
-from rustdask._payload import Kind, Reference, Settings
+from rustdask._payload import Kind, Reference, Settings, is_plain
 from rustdask._worker_rank import set_worker_rank
 
 
@@ -153,10 +153,10 @@ class _Worker:
         return value
 
     def _dump_results(self, results: list[Any], first: int) -> tuple[bytes, list[Any]]:
-        from rustdask._serialize import dumps_out_of_band, is_plain
-
         if all(map(is_plain, results)):
             return pickle.dumps(results, protocol=5), []
+        from rustdask._serialize import dumps_out_of_band
+
         try:
             return dumps_out_of_band(results)
         except Exception as error:
@@ -195,6 +195,7 @@ class _Worker:
             self._settings = self._blob(settings_id, cached=False)
             self._settings_id = settings_id
             self._apply_settings()
+        _context.refresh()
         initializer = self._settings.initializer
         if initializer is not None and self._settings.initializer_key not in self._initialized:
             function, args = pickle.loads(initializer)
@@ -202,8 +203,6 @@ class _Worker:
             self._initialized.add(self._settings.initializer_key)
 
     def _apply_settings(self) -> None:
-        from rustdask import _context
-
         settings = self._settings
         _inherit_authkey(settings.authkey)
         if settings.surroundings is not None and settings.surroundings_key != self._surroundings:
@@ -266,36 +265,3 @@ def _limit_threads_of_later_libraries(threads: int | None) -> None:
     for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMBA", "NUMEXPR"):
         variable = "VECLIB_MAXIMUM_THREADS" if name == "VECLIB_MAXIMUM" else f"{name}_NUM_THREADS"
         os.environ[variable] = str(threads)
-
-
-class _ImportHook:
-    """Calls back once a module has been imported."""
-
-    def __init__(self, name: str, callback: Callable[[], None]) -> None:
-        self.name = name
-        self.callback = callback
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        import importlib.util
-
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                execute(module)
-                self.callback()
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def when_imported(name: str, callback: Callable[[], None]) -> None:
-    """Call back now if a module is imported already, else as soon as it is."""
-    if name in sys.modules:
-        callback()
-    elif not any(isinstance(hook, _ImportHook) and hook.name == name for hook in sys.meta_path):
-        sys.meta_path.insert(0, _ImportHook(name, callback))

@@ -130,6 +130,10 @@ pub enum FromWorker {
     Unmap {
         segment: SegmentId,
     },
+    /// Something that a task has left behind in the worker still refers to a segment of the receiver's.
+    Kept {
+        segment: SegmentId,
+    },
     /// A pickled log record, in the body.
     Log,
 }

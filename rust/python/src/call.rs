@@ -73,6 +73,7 @@ pub(crate) struct CallInner {
     /// Batches that have had no outcome yet.
     outstanding: AtomicUsize,
     stopped: AtomicBool,
+    closed: AtomicBool,
     /// Batches beyond this many unfinished ones are pickled later.
     eager_batches: usize,
     /// Notices are read on other threads than the caller's.
@@ -186,6 +187,7 @@ impl CallInner {
             items: AtomicU64::new(0),
             outstanding: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             eager_batches,
             background,
             dispatching: AtomicBool::new(false),
@@ -268,12 +270,8 @@ impl CallInner {
         }
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
-    }
-
     fn has_ended(&self) -> bool {
-        self.is_stopped() || self.outstanding.load(Ordering::Acquire) == 0
+        self.stopped.load(Ordering::Acquire) || self.outstanding.load(Ordering::Acquire) == 0
     }
 
     fn start_helping(&self) -> bool {
@@ -458,6 +456,7 @@ impl CallInner {
 
     /// Forget the call. What waits is dropped, what runs in a process is ended with it.
     pub(crate) fn close(&self, py: Python<'_>) {
+        self.closed.store(true, Ordering::Release);
         match &self.engine {
             // Letting go of the interpreter here would have a pool thread that waits for it take it, and give it back.
             Engine::Threads { pool, mailbox } => {
@@ -478,19 +477,17 @@ impl CallInner {
     }
 
     /// Prepare the current pool thread, unless it was prepared for this call last.
-    pub(crate) fn enter_thread(&self, py: Python<'_>) {
+    pub(crate) fn enter_thread(&self, py: Python<'_>) -> PyResult<()> {
         thread_local! {
             static ENTERED: std::cell::RefCell<Option<Py<PyAny>>> = const { std::cell::RefCell::new(None) };
         }
-        let Some(enter) = &self.settings.enter else { return };
+        let Some(enter) = &self.settings.enter else { return Ok(()) };
         let same = ENTERED.with_borrow(|entered| entered.as_ref().is_some_and(|entered| entered.is(enter)));
-        if same {
-            return;
+        if !same {
+            enter.bind(py).call0()?;
+            ENTERED.set(Some(enter.clone_ref(py)));
         }
-        if let Err(error) = enter.bind(py).call0() {
-            error.write_unraisable(py, None);
-        }
-        ENTERED.set(Some(enter.clone_ref(py)));
+        Ok(())
     }
 
     pub(crate) fn stats(&self) -> std::sync::MutexGuard<'_, Stats> {
@@ -562,8 +559,8 @@ fn run_items(py: Python<'_>, part: &PartRef, cursor: &Cursor) -> PyResult<Py<PyL
     let batch = &part.0.batch;
     let items = batch.items.bind(py);
     let results = PyList::empty(py);
-    // Nobody wants what is left of a call that has been stopped.
-    while !batch.call.is_stopped() {
+    // Nobody hears of what is left of a call that has been closed.
+    while !batch.call.closed.load(Ordering::Acquire) {
         let Some(begun) = cursor.advance() else { break };
         let position = part.0.start + begun;
         let item = items.get_item(position as usize)?.cast_into::<PyTuple>()?;

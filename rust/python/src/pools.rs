@@ -186,8 +186,10 @@ fn serve(seat: Seat<PartRef>) {
             while let Some(assigned) = seat.take() {
                 let part = assigned.payload;
                 let call = part.0.batch.call.clone();
-                call.enter_thread(py);
-                run_part(py, &part, assigned.cursor);
+                match call.enter_thread(py) {
+                    Ok(()) => run_part(py, &part, assigned.cursor),
+                    Err(error) => part.0.set_outcome(Err(error)),
+                }
                 drop(part);
                 seat.finished(assigned.task, assigned.attempt, rustdask_core::Outcome::Ok);
                 call.read(py);

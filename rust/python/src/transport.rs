@@ -1,5 +1,6 @@
 //! Between Python objects and worker processes: pickles out, results in.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use rustdask_core::{Attempt, BlobId, SegmentId, TaskId, WorkerId};
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
 use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::shm::{self, MIN_SEGMENT_BYTES};
+use rustdask_runtime::store::{Placement, Source};
 
 use crate::batch::PartRef;
 use crate::buffer::SharedBuffer;
@@ -91,6 +93,8 @@ impl<'py> Packing<'_, 'py> {
         }
         let mut held = Vec::new();
         let contents = self.pack(&pickle, &buffers, &mut held);
+        // Workers keep what they have unpickled of it until they hear that the call is over.
+        held.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
         self.call.blobs().segments.extend(held);
         let blob = Arc::new(Blob { id: BlobId(id), contents: contents? });
         let mut blobs = self.call.blobs();
@@ -107,45 +111,58 @@ impl<'py> Packing<'_, 'py> {
         buffers: &[OutOfBand<'py>],
         held: &mut Vec<SegmentId>,
     ) -> PyResult<Contents> {
-        let mut contents =
-            Contents { inline: Vec::new(), body: Body::Inline, buffers: Vec::new(), segments: Vec::new() };
-        for (buffer, same) in buffers {
-            let placed = self.place(buffer, *same)?;
-            contents.buffers.push(placed);
-            self.hold(placed.extent, held, &mut contents);
-        }
+        let buffers = self.place(buffers, held)?;
+        let mut contents = Contents { inline: Vec::new(), body: Body::Inline, buffers, segments: Vec::new() };
         let bytes = pickle.as_bytes();
+        let store = &self.pool.shared.store;
         if bytes.len() < MIN_SEGMENT_BYTES {
             contents.inline = bytes.to_vec();
         } else {
             let folder = self.call.settings.folder.as_deref();
-            let extent = self.py.detach(|| self.pool.shared.store.place_once(self.call.id, bytes, folder))?;
+            let extent = self.py.detach(|| store.place_once(bytes, folder))?;
+            held.push(extent.segment);
             self.call.stats().bytes_placed += bytes.len() as u64;
             contents.body = Body::InSegment(extent);
-            self.hold(extent, held, &mut contents);
         }
+        let distinct: BTreeSet<SegmentId> = held.iter().copied().collect();
+        let segment = |id| (id, store.segment(id).expect("it is held, so it is there"));
+        contents.segments = distinct.into_iter().map(segment).collect();
         Ok(contents)
     }
 
-    fn hold(&self, extent: Extent, held: &mut Vec<SegmentId>, contents: &mut Contents) {
-        held.push(extent.segment);
-        let segment = self.pool.shared.store.segment(extent.segment).expect("it is held, so it is there");
-        contents.segments.push((extent.segment, segment));
+    fn place(&self, buffers: &[OutOfBand<'py>], held: &mut Vec<SegmentId>) -> PyResult<Vec<Buffer>> {
+        if buffers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let exports = buffers.iter().map(|(buffer, _)| PyBuffer::<u8>::get(buffer)).collect::<PyResult<Vec<_>>>()?;
+        let sources: Vec<Source<'_>> = exports
+            .iter()
+            .zip(buffers)
+            .map(|(exported, (_, same))| {
+                let bytes = exported.len_bytes();
+                // SAFETY: the export keeps the memory where it is until `exports` is dropped.
+                let data = unsafe { shm::borrow(exported.buf_ptr() as usize, bytes) };
+                Source { bytes: data, same: *same, shared: self.access(bytes) == Access::Shared }
+            })
+            .collect();
+        let (folder, store) = (self.call.settings.folder.as_deref(), &self.pool.shared.store);
+        let placements = self.py.detach(|| store.place(self.call.id, &sources, folder, held))?;
+        let mut stats = self.call.stats();
+        for Placement { extent, copied } in &placements {
+            let counter = if *copied { &mut stats.bytes_placed } else { &mut stats.bytes_saved };
+            *counter += extent.bytes;
+        }
+        let buffer = |extent: Extent| Buffer { extent, access: self.access(extent.bytes as usize) };
+        Ok(placements.into_iter().map(|placement| buffer(placement.extent)).collect())
     }
 
-    fn place(&self, buffer: &Bound<'py, PyAny>, same: bool) -> PyResult<Buffer> {
-        let exported = PyBuffer::<u8>::get(buffer)?;
-        let bytes = exported.len_bytes();
-        // SAFETY: the export keeps the memory where it is until `exported` is dropped.
-        let data = unsafe { shm::borrow(exported.buf_ptr() as usize, bytes) };
-        let folder = self.call.settings.folder.as_deref();
-        let store = &self.pool.shared.store;
-        let (extent, copied) = self.py.detach(|| store.place(self.call.id, data, same, folder))?;
-        let mut stats = self.call.stats();
-        stats.bytes_placed += copied;
-        stats.bytes_saved += bytes as u64 - copied;
+    fn access(&self, bytes: usize) -> Access {
         let large = bytes as u64 > self.call.settings.max_nbytes;
-        Ok(Buffer { extent, access: if large { self.call.settings.access } else { Access::CopyOnWrite } })
+        if large {
+            self.call.settings.access
+        } else {
+            Access::CopyOnWrite
+        }
     }
 }
 

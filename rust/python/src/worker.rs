@@ -2,7 +2,7 @@
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyIndexError;
@@ -105,12 +105,14 @@ impl WorkerEndpoint {
         running: f64,
         dumping: f64,
     ) -> PyResult<()> {
+        let begun = Instant::now();
         let extents = buffers.iter().map(|buffer| self.place(py, buffer)).collect::<PyResult<Vec<_>>>()?;
+        let placing = begun.elapsed();
         let report = if failed { Report::Error } else { Report::Results };
         let timings = Timings {
             loading: Duration::from_secs_f64(loading.max(0.0)),
             running: Duration::from_secs_f64(running.max(0.0)),
-            dumping: Duration::from_secs_f64(dumping.max(0.0)),
+            dumping: Duration::from_secs_f64(dumping.max(0.0)) + placing,
         };
         let bytes = pickle.as_bytes();
         py.detach(|| self.0.finish(task.task, task.attempt, report, bytes, extents, timings))?;

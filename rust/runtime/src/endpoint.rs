@@ -75,6 +75,10 @@ struct Inner {
     forgotten: Vec<BlobId>,
     segments: HashMap<SegmentId, Segment>,
     mappings: HashMap<(SegmentId, Access), Arc<Mapping>>,
+    /// Segments that the parent has been told are kept here.
+    kept: HashSet<SegmentId>,
+    /// Page faults of this process when no private mapping had been written to.
+    clean_at: Option<u64>,
     results: Results,
 }
 
@@ -82,35 +86,51 @@ struct Inner {
 #[derive(Default)]
 struct Results {
     next: u64,
-    lent: HashMap<SegmentId, Segment>,
-    free: Vec<(SegmentId, Segment)>,
+    lent: HashMap<SegmentId, Warm>,
+    free: Vec<(SegmentId, Warm)>,
     free_since: Option<Instant>,
+}
+
+/// A segment that has been filled before, so that it has memory.
+struct Warm {
+    segment: Segment,
+    /// Made when it is filled again.
+    mapping: Option<Mapping>,
+}
+
+impl Warm {
+    fn refill(&mut self, buffer: &[u8]) -> io::Result<()> {
+        if self.mapping.is_none() {
+            self.mapping = Some(self.segment.map(Access::Shared)?);
+        }
+        self.mapping.iter().for_each(|mapping| mapping.overwrite(buffer));
+        Ok(())
+    }
 }
 
 impl Results {
     fn free_bytes(&self) -> u64 {
-        self.free.iter().map(|(_, segment)| segment.bytes).sum()
+        self.free.iter().map(|(_, warm)| warm.segment.bytes).sum()
     }
 
     /// The smallest free segment that is large enough, and not wastefully so.
-    fn take_free(&mut self, bytes: u64) -> Option<(SegmentId, Segment)> {
-        let fitting =
-            self.free.iter().enumerate().filter(|(_, (_, s))| s.bytes >= bytes && s.bytes <= bytes.saturating_mul(2));
-        let best = fitting.min_by_key(|(_, (_, segment))| segment.bytes)?.0;
+    fn take_free(&mut self, bytes: u64) -> Option<(SegmentId, Warm)> {
+        let sizes = self.free.iter().enumerate().map(|(at, (_, warm))| (warm.segment.bytes, at));
+        let (_, best) = sizes.filter(|(size, _)| *size >= bytes && *size <= bytes.saturating_mul(2)).min()?;
         Some(self.free.swap_remove(best))
     }
 
     /// False when it cannot be filled again.
     fn recycle(&mut self, id: SegmentId) -> bool {
-        let Some(segment) = self.lent.remove(&id) else { return false };
-        self.free.push((id, segment));
+        let Some(warm) = self.lent.remove(&id) else { return false };
+        self.free.push((id, warm));
         self.free_since = Some(Instant::now());
         true
     }
 
-    fn lend(&mut self, id: SegmentId, segment: Segment) {
+    fn lend(&mut self, id: SegmentId, warm: Warm) {
         if self.lent.len() < MAX_LENT {
-            self.lent.insert(id, segment);
+            self.lent.insert(id, warm);
         }
     }
 
@@ -183,13 +203,18 @@ impl Endpoint {
     pub fn place(&self, buffer: &[u8]) -> io::Result<Extent> {
         let bytes = buffer.len() as u64;
         let reused = self.inner.lock().expect("no holder panics").results.take_free(bytes);
-        let (id, segment) = match reused {
-            Some(reused) => reused,
-            None => self.new_segment(bytes)?,
+        let (id, warm) = match reused {
+            Some((id, mut warm)) => {
+                warm.refill(buffer)?;
+                (id, warm)
+            }
+            None => {
+                let (id, segment) = self.new_segment(bytes)?;
+                segment.fill(buffer)?;
+                (id, Warm { segment, mapping: None })
+            }
         };
-        let filled = segment.fill(buffer);
-        self.inner.lock().expect("no holder panics").results.lend(id, segment);
-        filled?;
+        self.inner.lock().expect("no holder panics").results.lend(id, warm);
         Ok(Extent { segment: id, offset: 0, bytes })
     }
 
@@ -219,7 +244,15 @@ impl Endpoint {
             Body::Inline
         };
         let inline = if matches!(body, Body::Inline) { pickle } else { &[] };
-        self.inner.lock().expect("no holder panics").running = None;
+        let kept = {
+            let mut inner = self.inner.lock().expect("no holder panics");
+            inner.running = None;
+            inner.newly_kept()
+        };
+        // Before the report: once that is there, the parent may fill the task's segments again.
+        for segment in kept {
+            self.send(&FromWorker::Kept { segment }, &[], None)?;
+        }
         self.send(&FromWorker::Finished { task, attempt, report, body, buffers, timings }, inline, None)
     }
 
@@ -227,14 +260,19 @@ impl Endpoint {
     /// task finds them as they were sent. Mappings that somebody has kept are left to them.
     pub fn settle(&self) {
         let mut inner = self.inner.lock().expect("no holder panics");
+        // A page becomes private by a fault: where there was none, nothing was written.
+        let faults = page_faults();
+        let unwritten = inner.clean_at == Some(faults);
         let pages = self.pages.as_ref();
         inner.mappings.retain(|(_, access), mapping| {
             if *access != Access::CopyOnWrite {
                 return true;
             }
             // What somebody keeps is theirs: the next task gets a mapping of its own.
-            Arc::strong_count(mapping) == 1 && pages.is_some_and(|pages| mapping.reset(pages).is_ok())
+            let free = Arc::strong_count(mapping) == 1;
+            free && (unwritten || pages.is_some_and(|pages| mapping.reset(pages).is_ok()))
         });
+        inner.clean_at = Some(faults);
     }
 
     pub fn log(&self, record: &[u8]) -> io::Result<()> {
@@ -312,6 +350,7 @@ impl Endpoint {
             ToWorker::Unmap { segment } => {
                 let mut inner = self.inner.lock().expect("no holder panics");
                 inner.segments.remove(&segment);
+                inner.kept.remove(&segment);
                 inner.mappings.retain(|(mapped, _), _| *mapped != segment);
             }
         }
@@ -358,6 +397,12 @@ impl Endpoint {
 }
 
 impl Inner {
+    /// Segments of the parent's to which more refers than this endpoint, the first time that it does.
+    fn newly_kept(&mut self) -> Vec<SegmentId> {
+        let held = self.mappings.iter().filter(|(_, mapping)| Arc::strong_count(mapping) > 1);
+        held.map(|((segment, _), _)| *segment).filter(|segment| self.kept.insert(*segment)).collect()
+    }
+
     fn bytes(&mut self, body: Body, inline: Arc<Vec<u8>>) -> io::Result<Bytes> {
         Ok(match body {
             Body::Inline => Bytes::Inline(inline),
@@ -384,6 +429,17 @@ impl Inner {
         }
         Ok(View { mapping, offset: extent.offset, bytes: extent.bytes })
     }
+}
+
+/// Page faults of this process that needed no reading from a disk.
+fn page_faults() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel fills the structure, of which all zeros are a valid value.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    usage.ru_minflt as u64 + usage.ru_majflt as u64
 }
 
 fn invalid(what: &str) -> io::Error {

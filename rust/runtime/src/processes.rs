@@ -785,6 +785,7 @@ impl<P: Payload> Serving<P> {
                 FromWorker::Unmap { segment } => {
                     self.connection.results.lock().expect("no holder panics").remove(&segment);
                 }
+                FromWorker::Kept { segment } => self.shared.store.keep(segment),
                 FromWorker::Log => self.shared.output(Output { error_stream: true, text: frame.body, log: true }),
             }
         }

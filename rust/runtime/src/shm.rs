@@ -59,6 +59,10 @@ impl Segment {
             .try_for_each(|(i, chunk)| write_all(self.fd.as_fd(), chunk, (i * WRITE_BYTES) as u64))
     }
 
+    pub fn fill_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        write_all(self.fd.as_fd(), data, offset)
+    }
+
     pub fn map(&self, access: Access) -> io::Result<Mapping> {
         Mapping::new(self.fd.as_fd(), self.bytes as usize, access)
     }
@@ -141,6 +145,14 @@ impl Mapping {
         }
         // SAFETY: offset <= self.bytes was just checked.
         Some(unsafe { self.address.cast::<u8>().add(offset as usize) })
+    }
+
+    /// Overwrite the beginning of a shared mapping, which nobody else may be reading or writing meanwhile.
+    /// Where the segment has memory already this is several times faster than writing to its file.
+    pub fn overwrite(&self, data: &[u8]) {
+        assert!(self.access == Access::Shared && data.len() <= self.bytes, "the data fits into a shared mapping");
+        // SAFETY: the mapping is writable and as long, and the caller's data is not in it.
+        unsafe { self.address.cast::<u8>().copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
     }
 
     /// A copy of a range.

@@ -3,8 +3,13 @@
 //! A buffer is known by its address and length, and by what it holds. While the caller vouches that it
 //! is the same object in the same call, a sample of it is compared; otherwise all of it (XXH3-128, which
 //! runs at the speed of memory). So an array that was changed between calls is placed anew.
-//! A segment stays while tasks hold it, and after that for the next call, until it is the longest unused
-//! of too many, or the store has been idle for a while.
+//!
+//! A segment stays while tasks hold it, and after that for the next call. Then a buffer of the same size takes it
+//! over, which is several times faster than filling fresh memory, unless a worker has said that it still refers to
+//! it. Else it is given up when it is the longest unused of too many, or the store has been idle for a while.
+//!
+//! Small buffers that are placed at once share a segment: an estimator of a thousand trees would
+//! take more descriptors than a process may have.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,45 +17,80 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustdask_core::message::Extent;
+use rustdask_core::message::{Access, Extent};
 use rustdask_core::{CallId, SegmentId};
 use xxhash_rust::xxh3::{xxh3_128, Xxh3};
 
-use crate::shm::Segment;
+use crate::shm::{self, Segment};
 
 /// Kept for later calls at most: this many segments and bytes.
 const MAX_KEPT: usize = 24;
 const MAX_KEPT_BYTES: u64 = 1 << 30;
 
+/// Buffers from this size on have a segment of their own.
+const OWN_SEGMENT_BYTES: usize = 1 << 20;
+/// Where a buffer begins in a segment that it shares: a cache line.
+const ALIGNMENT: u64 = 64;
+
 /// Up to this size the whole buffer is the sample.
-const WHOLE_SAMPLE_BYTES: usize = 8 << 20;
+const WHOLE_SAMPLE_BYTES: usize = 1 << 20;
 const SAMPLE_PIECES: usize = 64;
 const SAMPLE_PIECE_BYTES: usize = 1 << 10;
 
+/// A buffer of the caller's.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub bytes: &'a [u8],
+    /// The caller vouches that this is the very object that was at its address before in this call.
+    pub same: bool,
+    /// Tasks write to the segment itself.
+    pub shared: bool,
+}
+
+/// Where a buffer stands in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub extent: Extent,
+    /// It was copied there now.
+    pub copied: bool,
+}
+
+/// Where a buffer is in the caller's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Place {
     address: usize,
     bytes: usize,
-    /// Where its segment's file is; None: in memory.
-    folder: Option<PathBuf>,
 }
 
 impl Place {
-    fn of(buffer: &[u8], folder: Option<&Path>) -> Self {
-        Self { address: buffer.as_ptr() as usize, bytes: buffer.len(), folder: folder.map(Path::to_path_buf) }
+    fn of(buffer: &[u8]) -> Self {
+        Self { address: buffer.as_ptr() as usize, bytes: buffer.len() }
     }
 }
 
 struct Placed {
     segment: Arc<Segment>,
-    place: Place,
-    sample: u128,
-    whole: u128,
+    /// Where its file is; None: in memory.
+    folder: Option<PathBuf>,
+    /// The buffers that it has copies of.
+    places: Vec<Place>,
     /// Tasks and blobs that name it and have not ended.
     holders: u32,
+    /// A worker may refer to it beyond its tasks, so what it holds stays as it is.
+    kept: bool,
+    last_used: Instant,
+}
+
+/// What is known of a buffer that was placed.
+#[derive(Clone, Copy)]
+struct Known {
+    extent: Extent,
+    sample: u128,
+    /// Hash of all of it, once it was needed.
+    whole: Option<u128>,
+    shared: bool,
     /// In this call it was compared last.
     call: CallId,
-    last_used: Instant,
 }
 
 /// Bytes and segments, for `info()` and `explain()`.
@@ -63,7 +103,7 @@ pub struct StoreStats {
 #[derive(Default)]
 struct Inner {
     placed: HashMap<SegmentId, Placed>,
-    by_place: HashMap<Place, SegmentId>,
+    by_place: HashMap<Place, Known>,
     next: u64,
 }
 
@@ -71,80 +111,150 @@ struct Inner {
 pub struct Store(Mutex<Inner>);
 
 impl Store {
-    /// Have a segment hold what the buffer holds now, until it is released. The second value: bytes copied.
-    /// `same` vouches that this is the very object that was at its address before in this call.
-    pub fn place(&self, call: CallId, buffer: &[u8], same: bool, folder: Option<&Path>) -> io::Result<(Extent, u64)> {
-        let place = Place::of(buffer, folder);
-        let sample = sample(buffer);
-        if let Some(segment) = self.known(call, &place, sample, same, buffer) {
-            return Ok((extent(segment, buffer), 0));
-        }
-        let (id, extent) = self.place_anew(call, buffer, sample, folder)?;
-        self.0.lock().expect("no holder panics").by_place.insert(place, id);
-        Ok((extent, buffer.len() as u64))
-    }
-
-    /// As [`Store::place`], for bytes that nobody will place again.
-    pub fn place_once(&self, call: CallId, buffer: &[u8], folder: Option<&Path>) -> io::Result<Extent> {
-        Ok(self.place_anew(call, buffer, 0, folder)?.1)
-    }
-
-    fn place_anew(
+    /// Have segments hold what the buffers hold now, until they are released: each as often as `held` names it then.
+    pub fn place(
         &self,
         call: CallId,
-        buffer: &[u8],
-        sample: u128,
+        sources: &[Source<'_>],
         folder: Option<&Path>,
-    ) -> io::Result<(SegmentId, Extent)> {
-        let segment = Segment::create(buffer.len() as u64, folder)?;
-        segment.fill(buffer)?;
-        let placed = Placed {
-            segment: Arc::new(segment),
-            place: Place::of(buffer, folder),
-            sample,
-            whole: xxh3_128(buffer),
-            holders: 1,
-            call,
-            last_used: Instant::now(),
-        };
-        let mut inner = self.0.lock().expect("no holder panics");
-        let id = SegmentId(inner.next);
-        inner.next += 1;
-        inner.placed.insert(id, placed);
-        Ok((id, extent(id, buffer)))
+        held: &mut Vec<SegmentId>,
+    ) -> io::Result<Vec<Placement>> {
+        let mut placements: Vec<Option<Placement>> = vec![None; sources.len()];
+        let mut small: Vec<Source<'_>> = Vec::new();
+        let mut small_at: HashMap<Place, Vec<usize>> = HashMap::new();
+        for (i, source) in sources.iter().enumerate() {
+            if let Some(twins) = small_at.get_mut(&Place::of(source.bytes)) {
+                twins.push(i);
+            } else if let Some(extent) = self.known(call, source, folder) {
+                held.push(extent.segment);
+                placements[i] = Some(Placement { extent, copied: false });
+            } else if source.bytes.len() >= OWN_SEGMENT_BYTES {
+                let extent = self.place_alone(call, source, folder, held)?;
+                placements[i] = Some(Placement { extent, copied: true });
+            } else {
+                small.push(*source);
+                small_at.insert(Place::of(source.bytes), vec![i]);
+            }
+        }
+        let extents = self.place_together(call, &small, folder)?;
+        for (source, extent) in small.iter().zip(extents) {
+            for (nth, i) in small_at[&Place::of(source.bytes)].iter().enumerate() {
+                self.lock().hold(extent.segment);
+                held.push(extent.segment);
+                placements[*i] = Some(Placement { extent, copied: nth == 0 });
+            }
+        }
+        Ok(placements.into_iter().map(|placement| placement.expect("each was placed in one of three ways")).collect())
     }
 
-    fn known(&self, call: CallId, place: &Place, sample: u128, same: bool, buffer: &[u8]) -> Option<SegmentId> {
-        let (id, whole) = {
-            let mut inner = self.0.lock().expect("no holder panics");
-            let id = *inner.by_place.get(place)?;
-            let placed = inner.placed.get_mut(&id)?;
-            if placed.sample != sample {
+    /// Have a segment hold bytes that nobody will place again, until it is released.
+    pub fn place_once(&self, bytes: &[u8], folder: Option<&Path>) -> io::Result<Extent> {
+        let segment = Segment::create(bytes.len() as u64, folder)?;
+        segment.fill(bytes)?;
+        let mut inner = self.lock();
+        let id = inner.insert(segment, folder);
+        inner.hold(id);
+        Ok(Extent { segment: id, offset: 0, bytes: bytes.len() as u64 })
+    }
+
+    fn place_alone(
+        &self,
+        call: CallId,
+        source: &Source<'_>,
+        folder: Option<&Path>,
+        held: &mut Vec<SegmentId>,
+    ) -> io::Result<Extent> {
+        let bytes = source.bytes.len() as u64;
+        let place = Place::of(source.bytes);
+        let taken = self.lock().take_over(&place, bytes, folder);
+        let id = match taken {
+            Some(id) => id,
+            None => {
+                let segment = Segment::create(bytes, folder)?;
+                let mut inner = self.lock();
+                let id = inner.insert(segment, folder);
+                inner.hold(id);
+                id
+            }
+        };
+        held.push(id);
+        self.segment(id).expect("it is held, so it is there").fill(source.bytes)?;
+        let extent = Extent { segment: id, offset: 0, bytes };
+        self.lock().know(place, Known::new(extent, source, call));
+        Ok(extent)
+    }
+
+    /// One segment for all of them; nobody holds it yet.
+    fn place_together(&self, call: CallId, sources: &[Source<'_>], folder: Option<&Path>) -> io::Result<Vec<Extent>> {
+        if sources.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut total = 0;
+        let offsets: Vec<u64> = sources
+            .iter()
+            .map(|source| {
+                let offset = u64::next_multiple_of(total, ALIGNMENT);
+                total = offset + source.bytes.len() as u64;
+                offset
+            })
+            .collect();
+        let segment = Segment::create(total, folder)?;
+        for (source, offset) in sources.iter().zip(&offsets) {
+            segment.fill_at(source.bytes, *offset)?;
+        }
+        let mut inner = self.lock();
+        let id = inner.insert(segment, folder);
+        let extent = |source: &Source<'_>, offset| Extent { segment: id, offset, bytes: source.bytes.len() as u64 };
+        let extents: Vec<_> = sources.iter().zip(offsets).map(|(source, offset)| extent(source, offset)).collect();
+        for (source, extent) in sources.iter().zip(&extents) {
+            inner.know(Place::of(source.bytes), Known::new(*extent, source, call));
+        }
+        Ok(extents)
+    }
+
+    /// Where the buffer stands already, as it is now; it is held there once more.
+    fn known(&self, call: CallId, source: &Source<'_>, folder: Option<&Path>) -> Option<Extent> {
+        let place = Place::of(source.bytes);
+        let (known, segment) = {
+            let inner = self.lock();
+            let known = *inner.by_place.get(&place)?;
+            let placed = inner.placed.get(&known.extent.segment)?;
+            if placed.folder.as_deref() != folder || known.shared != source.shared {
                 return None;
             }
-            if same && placed.call == call {
-                placed.holders += 1;
-                return Some(id);
-            }
-            (id, placed.whole)
+            (known, placed.segment.clone())
         };
-        if xxh3_128(buffer) != whole {
+        if known.sample != sample(source.bytes) {
             return None;
         }
-        let mut inner = self.0.lock().expect("no holder panics");
-        let placed = inner.placed.get_mut(&id)?;
-        placed.call = call;
-        placed.holders += 1;
-        Some(id)
+        if known.call == call && source.same {
+            return self.lock().hold_known(place, known);
+        }
+        // What tasks of another call have written to it is nothing to this one.
+        if known.call != call && known.shared {
+            return None;
+        }
+        let whole = Some(xxh3_128(source.bytes));
+        if known.whole.or_else(|| hash_of(&segment, known.extent)) != whole {
+            return None;
+        }
+        self.lock().hold_known(place, Known { whole, call, ..known })
+    }
+
+    /// A worker may refer to the segment beyond its tasks.
+    pub fn keep(&self, id: SegmentId) {
+        if let Some(placed) = self.lock().placed.get_mut(&id) {
+            placed.kept = true;
+        }
     }
 
     pub fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
-        self.0.lock().expect("no holder panics").placed.get(&id).map(|placed| placed.segment.clone())
+        self.lock().placed.get(&id).map(|placed| placed.segment.clone())
     }
 
     /// Holders have ended. The segments that are given up for it: tell the workers to unmap them.
     pub fn release(&self, segments: &[SegmentId]) -> Vec<SegmentId> {
-        let mut inner = self.0.lock().expect("no holder panics");
+        let mut inner = self.lock();
         let now = Instant::now();
         for id in segments {
             if let Some(placed) = inner.placed.get_mut(id) {
@@ -157,7 +267,7 @@ impl Store {
 
     /// Give up what nobody has held for `age`.
     pub fn trim(&self, age: Duration) -> Vec<SegmentId> {
-        let mut inner = self.0.lock().expect("no holder panics");
+        let mut inner = self.lock();
         let old: Vec<_> =
             inner.unused().filter(|(_, placed)| placed.last_used.elapsed() >= age).map(|(id, _)| *id).collect();
         old.iter().for_each(|id| inner.remove(*id));
@@ -165,27 +275,90 @@ impl Store {
     }
 
     pub fn stats(&self) -> StoreStats {
-        let inner = self.0.lock().expect("no holder panics");
+        let inner = self.lock();
         StoreStats {
             segments: inner.placed.len(),
             bytes: inner.placed.values().map(|placed| placed.segment.bytes).sum(),
         }
     }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().expect("no holder panics")
+    }
+}
+
+impl Known {
+    fn new(extent: Extent, source: &Source<'_>, call: CallId) -> Self {
+        let sample = sample(source.bytes);
+        let whole = (source.bytes.len() <= WHOLE_SAMPLE_BYTES).then_some(sample);
+        Self { extent, sample, whole, shared: source.shared, call }
+    }
 }
 
 impl Inner {
+    fn insert(&mut self, segment: Segment, folder: Option<&Path>) -> SegmentId {
+        let id = SegmentId(self.next);
+        self.next += 1;
+        let placed = Placed {
+            segment: Arc::new(segment),
+            folder: folder.map(Path::to_path_buf),
+            places: Vec::new(),
+            holders: 0,
+            kept: false,
+            last_used: Instant::now(),
+        };
+        self.placed.insert(id, placed);
+        id
+    }
+
+    fn hold(&mut self, id: SegmentId) {
+        self.placed.get_mut(&id).expect("what was just placed is there").holders += 1;
+    }
+
+    /// Hold what was found, unless it was given up or replaced meanwhile.
+    fn hold_known(&mut self, place: Place, known: Known) -> Option<Extent> {
+        let current = self.by_place.get_mut(&place).filter(|current| current.extent == known.extent)?;
+        *current = known;
+        self.placed.get_mut(&known.extent.segment)?.holders += 1;
+        Some(known.extent)
+    }
+
+    fn know(&mut self, place: Place, known: Known) {
+        self.placed.get_mut(&known.extent.segment).expect("what was just placed is there").places.push(place.clone());
+        self.by_place.insert(place, known);
+    }
+
+    /// An unused segment of this size: the one that held this buffer before, else the longest unused. It is held now.
+    fn take_over(&mut self, place: &Place, bytes: u64, folder: Option<&Path>) -> Option<SegmentId> {
+        let fitting = self.unused().filter(|(_, placed)| {
+            !placed.kept
+                && placed.segment.bytes == bytes
+                && placed.places.len() == 1
+                && placed.folder.as_deref() == folder
+        });
+        let (id, _) = fitting.min_by_key(|(id, placed)| (placed.places[0] != *place, placed.last_used, **id))?;
+        let id = *id;
+        let places = std::mem::take(&mut self.placed.get_mut(&id)?.places);
+        places.iter().for_each(|place| self.forget(id, place));
+        self.hold(id);
+        Some(id)
+    }
+
     fn unused(&self) -> impl Iterator<Item = (&SegmentId, &Placed)> {
         self.placed.iter().filter(|(_, placed)| placed.holders == 0)
     }
 
-    /// Drop unused segments, those first that another buffer has replaced, then the longest unused,
+    /// The segment has what is now at one of its places.
+    fn is_current(&self, id: SegmentId, placed: &Placed) -> bool {
+        placed.places.iter().any(|place| self.by_place.get(place).is_some_and(|known| known.extent.segment == id))
+    }
+
+    /// Drop unused segments, those first that others have replaced, then the longest unused,
     /// until at most `count` and `bytes` are kept.
     fn give_up(&mut self, count: usize, bytes: u64) -> Vec<SegmentId> {
         let mut unused: Vec<_> = self
             .unused()
-            .map(|(id, placed)| {
-                (self.by_place.get(&placed.place) == Some(id), placed.last_used, *id, placed.segment.bytes)
-            })
+            .map(|(id, placed)| (self.is_current(*id, placed), placed.last_used, *id, placed.segment.bytes))
             .collect();
         unused.sort_unstable();
         let mut kept = unused.len();
@@ -205,14 +378,22 @@ impl Inner {
 
     fn remove(&mut self, id: SegmentId) {
         let Some(placed) = self.placed.remove(&id) else { return };
-        if self.by_place.get(&placed.place) == Some(&id) {
-            self.by_place.remove(&placed.place);
+        placed.places.iter().for_each(|place| self.forget(id, place));
+    }
+
+    fn forget(&mut self, id: SegmentId, place: &Place) {
+        if self.by_place.get(place).is_some_and(|known| known.extent.segment == id) {
+            self.by_place.remove(place);
         }
     }
 }
 
-fn extent(segment: SegmentId, buffer: &[u8]) -> Extent {
-    Extent { segment, offset: 0, bytes: buffer.len() as u64 }
+/// Hash of what stands in a segment; None where it cannot be mapped.
+fn hash_of(segment: &Segment, extent: Extent) -> Option<u128> {
+    let mapping = segment.map(Access::ReadOnly).ok()?;
+    let start = mapping.range(extent.offset, extent.bytes)?;
+    // SAFETY: the range was checked, the mapping outlives the slice, and the caller holds no segment that is being filled.
+    Some(xxh3_128(unsafe { shm::borrow(start.as_ptr() as usize, extent.bytes as usize) }))
 }
 
 /// A hash of the whole of a small buffer, or of pieces spread evenly over a large one.
@@ -235,28 +416,88 @@ mod tests {
     const FIRST: CallId = CallId(1);
     const SECOND: CallId = CallId(2);
 
+    fn source(bytes: &[u8], same: bool) -> Source<'_> {
+        Source { bytes, same, shared: false }
+    }
+
+    fn place(store: &Store, call: CallId, bytes: &[u8], same: bool) -> Placement {
+        store.place(call, &[source(bytes, same)], None, &mut Vec::new()).unwrap()[0]
+    }
+
+    fn content(store: &Store, extent: Extent) -> Vec<u8> {
+        let mapping = store.segment(extent.segment).unwrap().map(Access::ReadOnly).unwrap();
+        mapping.copy_range(extent.offset, extent.bytes).unwrap()
+    }
+
     #[test]
     fn the_same_buffer_is_placed_once_and_a_changed_one_again() {
         let store = Store::default();
         let mut data = vec![1u8; 12 << 20];
-        let (first, copied) = store.place(FIRST, &data, false, None).unwrap();
-        assert_eq!(copied, 12 << 20);
-        assert_eq!(store.place(FIRST, &data, true, None).unwrap(), (first, 0));
-        assert_eq!(store.place(SECOND, &data, true, None).unwrap(), (first, 0));
+        let first = place(&store, FIRST, &data, false);
+        assert!(first.copied);
+        for call in [FIRST, SECOND, SECOND] {
+            assert_eq!(place(&store, call, &data, true), Placement { copied: false, ..first });
+        }
         // One byte that no sample looks at.
         data[5000] = 2;
-        let (third, copied) = store.place(CallId(3), &data, true, None).unwrap();
-        assert_ne!(third.segment, first.segment);
-        assert_eq!(copied, 12 << 20);
+        let third = place(&store, CallId(3), &data, true);
+        assert!(third.copied);
+        assert_ne!(third.extent.segment, first.extent.segment);
+        assert_eq!(content(&store, third.extent)[5000], 2);
+    }
+
+    #[test]
+    fn a_segment_that_nobody_holds_is_filled_again_unless_a_worker_kept_it() {
+        let store = Store::default();
+        let mut data = vec![1u8; 2 << 20];
+        let first = place(&store, FIRST, &data, false).extent;
+        store.release(&[first.segment]);
+        data[0] = 2;
+        let second = place(&store, SECOND, &data, false).extent;
+        assert_eq!(second.segment, first.segment);
+        assert_eq!(content(&store, second)[0], 2);
+        store.keep(second.segment);
+        store.release(&[second.segment]);
+        data[0] = 3;
+        let third = place(&store, CallId(3), &data, false).extent;
+        assert_ne!(third.segment, second.segment);
+        assert_eq!(content(&store, second)[0], 2);
+    }
+
+    #[test]
+    fn small_buffers_share_a_segment_and_the_same_one_stands_there_once() {
+        let store = Store::default();
+        let buffers: Vec<Vec<u8>> = (0..100u8).map(|i| vec![i; 70_000 + usize::from(i)]).collect();
+        let mut sources: Vec<_> = buffers.iter().map(|bytes| source(bytes, false)).collect();
+        sources.push(sources[0]);
+        let mut held = Vec::new();
+        let placements = store.place(FIRST, &sources, None, &mut held).unwrap();
+        assert_eq!((store.stats().segments, held.len()), (1, 101));
+        for (buffer, placement) in buffers.iter().zip(&placements) {
+            assert_eq!(&content(&store, placement.extent), buffer);
+        }
+        assert_eq!(placements[100], Placement { copied: false, ..placements[0] });
+        assert_eq!(place(&store, FIRST, &buffers[3], true), Placement { copied: false, ..placements[3] });
+    }
+
+    #[test]
+    fn what_tasks_wrote_to_a_shared_segment_is_not_seen_by_the_next_call() {
+        let store = Store::default();
+        let data = vec![1u8; 2 << 20];
+        let shared = [Source { bytes: &data, same: true, shared: true }];
+        let place = |call| store.place(call, &shared, None, &mut Vec::new()).unwrap()[0];
+        let first = place(FIRST);
+        assert_eq!(place(FIRST), Placement { copied: false, ..first });
+        assert!(place(SECOND).copied);
     }
 
     #[test]
     fn what_another_has_replaced_is_given_up_first() {
         let store = Store::default();
         let mut data = vec![1u8; 100_000];
-        let (old, _) = store.place(FIRST, &data, false, None).unwrap();
+        let old = place(&store, FIRST, &data, false).extent;
         data[0] = 9;
-        let (new, _) = store.place(FIRST, &data, true, None).unwrap();
+        let new = place(&store, FIRST, &data, true).extent;
         assert_eq!(store.release(&[old.segment, new.segment]), [old.segment]);
         assert!(store.segment(new.segment).is_some());
         assert_eq!(store.trim(Duration::ZERO), [new.segment]);
