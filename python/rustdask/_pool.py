@@ -98,6 +98,10 @@ def _memory_of(pid: int) -> int | None:
 
 
 atexit.register(_core.shutdown, at_exit=True)
-os.register_at_fork(after_in_child=_core.forget_after_fork)
+os.register_at_fork(
+    before=_core.before_fork,
+    after_in_parent=_core.after_fork_in_parent,
+    after_in_child=_core.after_fork_in_child,
+)
 if os.environ.get("RUSTDASK_DEFAULT") == "1":
     install()

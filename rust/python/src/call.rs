@@ -464,6 +464,7 @@ impl CallInner {
                 drop(mailbox.empty());
             }
             Engine::Processes { pool, mailbox } => py.detach(|| {
+                let _working = rustdask_runtime::fork::working();
                 pool.driver.close_call(self.id);
                 drop(mailbox.empty());
                 let blobs = std::mem::take(&mut *self.blobs());

@@ -214,9 +214,28 @@ fn forget_blob(py: Python<'_>, number: u64) {
     }
 }
 
+thread_local! {
+    /// Held by the thread that forks, from before until after.
+    static FORKING: std::cell::RefCell<Option<std::sync::RwLockWriteGuard<'static, ()>>> =
+        const { std::cell::RefCell::new(None) };
+}
+
+/// Before this process forks: have no native thread hold a lock that the child needs.
+#[pyfunction]
+fn before_fork() {
+    FORKING.set(Some(rustdask_runtime::fork::quiesce()));
+}
+
+/// After a fork, in the process that forked, or when it came to nothing.
+#[pyfunction]
+fn after_fork_in_parent() {
+    FORKING.set(None);
+}
+
 /// In a forked child: leave the parent's pools alone.
 #[pyfunction]
-fn forget_after_fork() {
+fn after_fork_in_child() {
+    FORKING.set(None);
     pools::forget_after_fork();
 }
 
@@ -251,7 +270,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<worker::WorkerTask>()?;
     module.add_function(wrap_pyfunction!(shutdown, module)?)?;
     module.add_function(wrap_pyfunction!(forget_blob, module)?)?;
-    module.add_function(wrap_pyfunction!(forget_after_fork, module)?)?;
+    module.add_function(wrap_pyfunction!(before_fork, module)?)?;
+    module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;
+    module.add_function(wrap_pyfunction!(after_fork_in_child, module)?)?;
     module.add_function(wrap_pyfunction!(pool_info, module)?)?;
     module.add_function(wrap_pyfunction!(die_with_parent, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

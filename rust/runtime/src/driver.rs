@@ -369,6 +369,7 @@ fn keep_time<S: Shell>(driver: &Weak<Driver<S>>, deadlines: &Receiver<Duration>)
             (Ok(deadline), _) => next = Some(next.map_or(deadline, |at| at.min(deadline))),
             (Err(RecvTimeoutError::Timeout), Some(driver)) => {
                 next = None;
+                let _working = crate::fork::working();
                 driver.ring();
             }
             _ => return,

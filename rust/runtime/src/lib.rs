@@ -4,6 +4,7 @@
 pub mod cursor;
 pub mod driver;
 pub mod endpoint;
+pub mod fork;
 pub mod mailbox;
 pub mod parcel;
 pub mod plain;

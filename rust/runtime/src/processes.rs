@@ -20,6 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, Notify};
 
 use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
+use crate::fork;
 use crate::shm::{Mapping, Segment};
 use crate::store::Store;
 use crate::template::{Launch, News, Template, WorkerEnds};
@@ -497,7 +498,10 @@ impl<P: Payload> Io<P> {
             let quiet = self.template.is_none();
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(Command::Start(worker)) => self.start_worker(worker),
+                    Some(Command::Start(worker)) => {
+                        let _working = fork::working();
+                        self.start_worker(worker);
+                    }
                     Some(Command::Stop(done)) => {
                         self.stop(&mut orders);
                         // The one who asked may have given up waiting.
@@ -506,8 +510,14 @@ impl<P: Payload> Io<P> {
                     }
                     None => return self.stop(&mut orders),
                 },
-                news = template_news(self.template.as_ref()) => self.hear(news),
-                _ = tick.tick(), if !quiet => self.look_around(),
+                news = template_news(self.template.as_ref()) => {
+                    let _working = fork::working();
+                    self.hear(news);
+                }
+                _ = tick.tick(), if !quiet => {
+                    let _working = fork::working();
+                    self.look_around();
+                }
             }
         }
     }
@@ -767,6 +777,7 @@ impl<P: Payload> Serving<P> {
     }
 
     fn handle_frames(&self, inbox: &mut Inbox, lines: &mut Lines) -> io::Result<()> {
+        let _working = fork::working();
         while let Some(frame) = inbox.next_frame::<FromWorker>()? {
             match frame.message {
                 FromWorker::Ready => self.ready(),
@@ -872,6 +883,7 @@ impl<P: Payload> Serving<P> {
     }
 
     fn bury(&self, ended: Option<(i32, u64)>) {
+        let _working = fork::working();
         let connection = &self.connection;
         let status = ended.map(|(status, _)| status);
         let tail: Vec<u8> = connection.stderr_tail.lock().expect("no holder panics").iter().copied().collect();

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use rustdask_core::message::Access;
@@ -51,12 +52,16 @@ impl Segment {
     }
 
     pub fn fill(&self, data: &[u8]) -> io::Result<()> {
+        write_all(self.fd.as_fd(), data, 0)
+    }
+
+    /// As [`Segment::fill`], by several threads where it is worth their while.
+    pub fn fill_by(&self, fillers: &Fillers, data: &[u8]) -> io::Result<()> {
         if data.len() <= WRITE_BYTES {
-            return write_all(self.fd.as_fd(), data, 0);
+            return self.fill(data);
         }
-        data.par_chunks(WRITE_BYTES)
-            .enumerate()
-            .try_for_each(|(i, chunk)| write_all(self.fd.as_fd(), chunk, (i * WRITE_BYTES) as u64))
+        let write = |(i, chunk)| write_all(self.fd.as_fd(), chunk, (i * WRITE_BYTES) as u64);
+        fillers.pool()?.install(|| data.par_chunks(WRITE_BYTES).enumerate().try_for_each(write))
     }
 
     pub fn fill_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -69,6 +74,22 @@ impl Segment {
 
     pub fn duplicate_fd(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone()
+    }
+}
+
+/// Threads that fill large segments; made when they are first needed. They are not rayon's global ones, which a forked
+/// child of this process would wait for in vain.
+#[derive(Default)]
+pub struct Fillers(OnceLock<rayon::ThreadPool>);
+
+impl Fillers {
+    fn pool(&self) -> io::Result<&rayon::ThreadPool> {
+        if let Some(pool) = self.0.get() {
+            return Ok(pool);
+        }
+        let name = |i| format!("rustdask-fill-{i}");
+        let pool = rayon::ThreadPoolBuilder::new().thread_name(name).build().map_err(io::Error::other)?;
+        Ok(self.0.get_or_init(|| pool))
     }
 }
 
@@ -316,7 +337,7 @@ mod tests {
     fn large_fills_arrive_whole() {
         let data: Vec<u8> = (0..20 << 20).map(|i| (i % 251) as u8).collect();
         let segment = Segment::create(data.len() as u64, None).unwrap();
-        segment.fill(&data).unwrap();
+        segment.fill_by(&Fillers::default(), &data).unwrap();
         assert_eq!(segment.map(Access::Shared).unwrap().copy_range(0, data.len() as u64).unwrap(), data);
     }
 }

@@ -21,7 +21,7 @@ use rustdask_core::message::{Access, Extent};
 use rustdask_core::{CallId, SegmentId};
 use xxhash_rust::xxh3::{xxh3_128, Xxh3};
 
-use crate::shm::{self, Segment};
+use crate::shm::{self, Fillers, Segment};
 
 /// Kept for later calls at most: this many segments and bytes.
 const MAX_KEPT: usize = 24;
@@ -29,6 +29,8 @@ const MAX_KEPT_BYTES: u64 = 1 << 30;
 
 /// Buffers from this size on have a segment of their own.
 const OWN_SEGMENT_BYTES: usize = 1 << 20;
+/// So many buffers of one task may have that; more of them share one whatever their size, to save descriptors.
+const MAX_OWN: usize = 32;
 /// Where a buffer begins in a segment that it shares: a cache line.
 const ALIGNMENT: u64 = 64;
 
@@ -108,7 +110,10 @@ struct Inner {
 }
 
 #[derive(Default)]
-pub struct Store(Mutex<Inner>);
+pub struct Store {
+    inner: Mutex<Inner>,
+    fillers: Fillers,
+}
 
 impl Store {
     /// Have segments hold what the buffers hold now, until they are released: each as often as `held` names it then.
@@ -128,7 +133,7 @@ impl Store {
             } else if let Some(extent) = self.known(call, source, folder) {
                 held.push(extent.segment);
                 placements[i] = Some(Placement { extent, copied: false });
-            } else if source.bytes.len() >= OWN_SEGMENT_BYTES {
+            } else if source.bytes.len() >= OWN_SEGMENT_BYTES && sources.len() <= MAX_OWN {
                 let extent = self.place_alone(call, source, folder, held)?;
                 placements[i] = Some(Placement { extent, copied: true });
             } else {
@@ -150,7 +155,7 @@ impl Store {
     /// Have a segment hold bytes that nobody will place again, until it is released.
     pub fn place_once(&self, bytes: &[u8], folder: Option<&Path>) -> io::Result<Extent> {
         let segment = Segment::create(bytes.len() as u64, folder)?;
-        segment.fill(bytes)?;
+        segment.fill_by(&self.fillers, bytes)?;
         let mut inner = self.lock();
         let id = inner.insert(segment, folder);
         inner.hold(id);
@@ -178,7 +183,7 @@ impl Store {
             }
         };
         held.push(id);
-        self.segment(id).expect("it is held, so it is there").fill(source.bytes)?;
+        self.segment(id).expect("it is held, so it is there").fill_by(&self.fillers, source.bytes)?;
         let extent = Extent { segment: id, offset: 0, bytes };
         self.lock().know(place, Known::new(extent, source, call));
         Ok(extent)
@@ -283,7 +288,7 @@ impl Store {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.0.lock().expect("no holder panics")
+        self.inner.lock().expect("no holder panics")
     }
 }
 

@@ -1,0 +1,21 @@
+//! A gate for forks of this process, which is Python's to make at any moment.
+//!
+//! A lock that another thread holds at that moment stays locked in the child for ever. Most locks are of pools, which the
+//! child leaves alone; but letting go of Python objects without the interpreter takes a lock of the binding's that the
+//! child needs too. So native threads that may do that do it inside of [`working`], and a fork waits for them.
+//!
+//! Assumes that nobody asks for the interpreter inside of [`working`], and that it is not nested.
+
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+static GATE: RwLock<()> = RwLock::new(());
+
+/// No fork happens while this lives.
+pub fn working() -> RwLockReadGuard<'static, ()> {
+    GATE.read().expect("no holder panics")
+}
+
+/// Wait until nobody is [`working`], and keep it so.
+pub fn quiesce() -> RwLockWriteGuard<'static, ()> {
+    GATE.write().expect("no holder panics")
+}
