@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import runpy
 import sys
+from types import TracebackType
+from typing import Any
 
 import rustdask
 
@@ -63,9 +66,33 @@ def _info(*, as_json: bool) -> int:
 def _explain(script: str, arguments: list[str]) -> int:
     rustdask.install()
     sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
-    print(rustdask.explain(), file=sys.stderr)
-    return 0
+    sys.path[0] = os.path.dirname(os.path.abspath(script))
+    code: Any = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:
+        traceback = _frames_of(script, error.__traceback__)
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        code = 1
+    try:
+        report = str(rustdask.explain())
+    except RuntimeError as nothing:
+        report = f"rustdask: {nothing}"
+    print(report, file=sys.stderr)
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        return 1
+    return code or 0
+
+
+def _frames_of(script: str, traceback: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the script's first frame on; all of it where the script has none."""
+    inner = traceback
+    while inner is not None and inner.tb_frame.f_code.co_filename != script:
+        inner = inner.tb_next
+    return inner or traceback
 
 
 if __name__ == "__main__":

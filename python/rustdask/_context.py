@@ -94,9 +94,15 @@ def apply(state: bytes) -> contextvars.Context:
     return _worker.apply(pickle.loads(state))
 
 
-def refresh() -> None:
-    """Before a task, in a worker: make up for what could not be applied when a snapshot was."""
-    _worker.refresh()
+def refresh(*, new_call: bool) -> None:
+    """Before a task, in a worker: make up for what could not be applied when a snapshot was.
+
+    Parameters
+    ----------
+    new_call : bool
+        It is the first task of its call here: the working directory is the parent's again.
+    """
+    _worker.refresh(new_call=new_call)
 
 
 class ContextSnapshot:
@@ -304,13 +310,15 @@ class _Worker:
     def __init__(self) -> None:
         self._own_environment: dict[str, str | None] = {}
         self._named_loggers: set[str] = set()
+        self._parents_directory: str | None = None
         self._filters: list[_Filter] = []
         self._filters_stale = False
         self._missing: set[str] = set()
 
     def apply(self, state: _State) -> contextvars.Context:
         self._apply_environment(state["environment"])
-        _apply_directory(state["directory"])
+        self._parents_directory = state["directory"]
+        _apply_directory(self._parents_directory)
         if sys.path != state["path"]:
             sys.path[:] = state["path"]
             importlib.invalidate_caches()
@@ -328,9 +336,11 @@ class _Worker:
             self._own_environment.setdefault(name, os.environ.get(name))
             _set_variable(name, value)
 
-    def refresh(self) -> None:
+    def refresh(self, *, new_call: bool) -> None:
         if self._filters_stale:
             self._apply_filters()
+        if new_call:
+            _apply_directory(self._parents_directory)
 
     def _apply_filters(self) -> None:
         """Set the filters, but for those about a class of a module that is not imported here."""

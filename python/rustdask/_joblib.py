@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from numbers import Integral, Real
 from typing import Any
 
 from joblib import parallel as joblib_parallel
@@ -31,7 +32,7 @@ from rustdask._cores import CoreBudget, core_budget, parse_memory
 from rustdask._exceptions import TaskFailure, TaskTimeout, WorkerCrashed
 from rustdask._items import ItemRunner, function_name
 from rustdask._payload import RunOptions
-from rustdask._worker_rank import worker_rank
+from rustdask._worker_rank import worker_rank, worker_share
 
 _THREAD_BATCH_SECONDS = 1e-3
 _PROCESS_BATCH_SECONDS = 2e-3
@@ -295,6 +296,14 @@ _OPTIONS: dict[str, Any] = {
     "seed": None,
 }
 
+_NUMBERS: dict[str, tuple[type, int]] = {
+    "task_timeout": (Real, 0),
+    "retries": (Integral, 0),
+    "max_pending": (Integral, 1),
+    "idle_worker_timeout": (Real, 0),
+}
+"""Type and least value of options that are numbers."""
+
 _JOBLIB_OPTIONS = frozenset({"max_nbytes", "mmap_mode", "temp_folder", "verbose", "context"})
 
 
@@ -306,15 +315,38 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     for name, allowed in choices.items():
         if options.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
-    for name in ("task_timeout", "retries", "max_pending", "idle_worker_timeout"):
-        value = options.get(name)
-        if value is not None and value < 0:
-            raise ValueError(f"{name} must not be negative, got {value!r}")
+    for name, (kind, least) in _NUMBERS.items():
+        value = options.get(name, _OPTIONS[name])
+        if value is not None or name == "retries":
+            _check_number(name, value, kind, least)
     parse_memory(options.get("memory_limit"))
     parse_memory(options.get("max_pending_bytes"))
     if options.get("initializer") is not None and not callable(options["initializer"]):
         raise TypeError(f"initializer must be callable, got {options['initializer']!r}")
+    if not isinstance(options.get("initargs", ()), (tuple, list)):
+        raise TypeError(f"initargs must be a tuple of arguments, got {options['initargs']!r}")
+    if options.get("seed") is not None:
+        _check_seed(options["seed"])
     return options
+
+
+def _check_number(name: str, value: Any, kind: type, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        wanted = "a whole number" if kind is Integral else "a number of seconds"
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    number: Any = value
+    # A comparison that is false for NaN.
+    if not number >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+def _check_seed(seed: Any) -> None:
+    from numpy.random import SeedSequence
+
+    try:
+        SeedSequence(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"seed must be a non-negative integer or a sequence of such, got {seed!r}") from error
 
 
 class _Plan:
@@ -335,6 +367,8 @@ class _Plan:
         self.cores = backend._budget()
         self.share = max(1, self.cores // n_jobs)
         self.inner_threads = backend.inner_max_num_threads
+        if self.inner_threads is not None:
+            _check_number("inner_max_num_threads", self.inner_threads, Integral, 1)
         self.parallel = backend.parallel
         self.task_timeout: float | None = chosen["task_timeout"]
         self.progress = chosen["progress"]
@@ -509,10 +543,17 @@ class _Call:
             outcome = _Outcome(None, self._error(kind, value, index, function_name(batch.items[0][0])))
         else:
             outcome = _Outcome(self._accept(batch, value, index), None)
+        if self.background:
+            # Nobody is above this to be told of an error but who waits for the batch.
+            try:
+                self._report(batch, failed, value)
+            except BaseException as error:
+                outcome, failed = _Outcome(None, error), True
         if batch.callback is not None:
             batch.callback(outcome)
-        # After the callback: it is what takes the next tasks from the iterator, and finds its end.
-        self._report(batch, failed, value)
+        if not self.background:
+            # After the callback: it is what takes the next tasks from the iterator, and finds its end.
+            self._report(batch, failed, value)
         return failed
 
     def _accept(self, batch: _Batch, results: list[Any], index: int) -> Any:
@@ -787,3 +828,5 @@ def uninstall() -> None:
 
 
 _register()
+if (_share := worker_share()) is not None:
+    configure_worker(_share)

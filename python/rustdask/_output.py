@@ -16,9 +16,23 @@ _LOG, _WARNING = b"L", b"W"
 def write(error_stream: bool, text: bytes) -> None:
     """Write to what ``sys.stdout`` or ``sys.stderr`` is now (pytest and notebooks replace them)."""
     stream = sys.stderr if error_stream else sys.stdout
-    if stream is not None:
-        stream.write(text.decode("utf-8", errors="replace"))
-        stream.flush()
+    if stream is None:
+        return
+    try:
+        stream.write(text.decode())
+    except UnicodeDecodeError:
+        _write_bytes(stream, text)
+    stream.flush()
+
+
+def _write_bytes(stream: Any, data: bytes) -> None:
+    """Write what is no text, unchanged where the stream can take it."""
+    buffer = getattr(stream, "buffer", None)
+    if buffer is None:
+        stream.write(data.decode(errors="replace"))
+        return
+    stream.flush()
+    buffer.write(data)
 
 
 def handle_message(data: bytes) -> None:

@@ -30,7 +30,6 @@ class Reference(NamedTuple):
     """Stands for the content of a blob of the task."""
 
     number: int
-    cached: bool
 
 
 class RunOptions(NamedTuple):

@@ -31,6 +31,14 @@ _MIN_LENGTH = 1000
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 _MAX_FUNCTIONS = 16
 _MAX_LONELY = 4
+_MAX_COMMON = 16
+_REMEMBERED = 8
+_MAX_SEARCHED_BYTES = 1 << 20
+_WITHOUT_IDENTITY = (
+    *(str, bytes, int, float, complex, type(None), tuple, frozenset, type, np.dtype, np.generic),
+    *(types.ModuleType, types.CodeType, types.FunctionType, types.BuiltinFunctionType),
+)
+"""Objects of these types are equal to their copies for all that tasks can see, or are found again by name."""
 
 _blob_ids = itertools.count()
 
@@ -83,19 +91,19 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return NotImplemented
 
 
-_tables: dict[int, dict[type, Any]] = {}
+_table: dict[type, Any] = {}
+_table_made_of: dict[type, Any] = {}
 
 
 def _dispatch_table() -> dict[type, Any]:
     # cloudpickle's own is a ChainMap, which costs a microsecond for each object that is not in it.
-    size = len(copyreg.dispatch_table)
-    if size not in _tables:
-        table = dict(cloudpickle.Pickler.dispatch_table)
-        table[contextvars.ContextVar] = reduce_contextvar
-        table[np.memmap] = _reduce_memmap
-        _tables.clear()
-        _tables[size] = table
-    return _tables[size]
+    global _table, _table_made_of
+    if copyreg.dispatch_table != _table_made_of or not _table:
+        _table_made_of = dict(copyreg.dispatch_table)
+        _table = dict(cloudpickle.Pickler.dispatch_table)
+        _table[contextvars.ContextVar] = reduce_contextvar
+        _table[np.memmap] = _reduce_memmap
+    return _table
 
 
 def dumps(value: object) -> bytes:
@@ -131,6 +139,11 @@ def dumps_out_of_band(value: object, min_bytes: int = MIN_OUT_OF_BAND_BYTES) -> 
     buffers : list of memoryview
         One-dimensional, of bytes.
     """
+    data, buffers, _ = _dump(value, min_bytes)
+    return data, buffers
+
+
+def _dump(value: object, min_bytes: int) -> tuple[bytes, list[memoryview], _Pickler]:
     buffers: list[memoryview] = []
 
     def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -141,8 +154,28 @@ def dumps_out_of_band(value: object, min_bytes: int = MIN_OUT_OF_BAND_BYTES) -> 
         return False
 
     file = io.BytesIO()
-    _Pickler(file, stays_in_band).dump(value)
-    return file.getvalue(), buffers
+    pickler = _Pickler(file, stays_in_band)
+    pickler.dump(value)
+    return file.getvalue(), buffers, pickler
+
+
+class _Identities:
+    """The objects in a pickle that a task would notice to be others than those of a second pickle.
+
+    Such as a sentinel that a function of ``__main__`` knows as a global and gets as an argument.
+    """
+
+    def __init__(self, pickler: _Pickler, size_bytes: int) -> None:
+        # In a large pickle a search takes too long. Kept alive, so that nothing else can have their ids.
+        memo = pickler.memo.copy() if size_bytes <= _MAX_SEARCHED_BYTES else {}
+        self._objects = {key: value for key, (_, value) in memo.items() if not isinstance(value, _WITHOUT_IDENTITY)}
+        self._globals = frozenset(pickler.globals_ref)
+
+    def meet(self, pickler: _Pickler) -> bool:
+        """Tell whether another pickle has one of these objects, or a function with the same globals."""
+        if not self._globals.isdisjoint(pickler.globals_ref):
+            return True
+        return bool(self._objects) and not self._objects.keys().isdisjoint(pickler.memo.copy())
 
 
 class Blob:
@@ -151,7 +184,8 @@ class Blob:
     def __init__(self, value: object) -> None:
         self.value = value  # kept, so that nothing else can have its id
         self.number = next(_blob_ids)
-        self.pickle, self.buffers = dumps_out_of_band(value)
+        self.pickle, self.buffers, pickler = _dump(value, MIN_OUT_OF_BAND_BYTES)
+        self.identities = _Identities(pickler, len(self.pickle))
         self.cached = len(self.pickle) >= CACHED_BYTES
         self.kept = False
 
@@ -195,8 +229,8 @@ class CallSerializer:
         self._min_bytes = min_bytes
         self._settings = _settings_blob(settings)
         self._functions: dict[int, Blob] = {}
-        self._counts: dict[int, int] = {}
-        self._kept: dict[int, Any] = {}
+        # The last large arguments, and how often each was seen.
+        self._recent: dict[int, tuple[int, Any]] = {}
         self._common: dict[int, Blob | None] = {}
         self._owners: dict[int, weakref.ref[Any]] = {}
         self._heavy = False
@@ -247,7 +281,7 @@ class CallSerializer:
         pickles = []
         buffers: list[memoryview] = []
         for item in items:
-            data, beside = dumps_out_of_band(self._refer(item, blobs), self._min_bytes)
+            data, beside = self._dump_item(item, blobs)
             if len(data) >= CACHED_BYTES:
                 # From now on, arguments of any kind are looked at.
                 self._heavy = True
@@ -264,11 +298,21 @@ class CallSerializer:
         return blob
 
     def _count(self, value: Any) -> None:
-        key = id(value)
-        self._counts[key] = self._counts.get(key, 0) + 1
-        self._kept[key] = value
+        # Only the last few are remembered: those of a long stream must not stay in memory.
+        count, _ = self._recent.pop(id(value), (0, None))
+        self._recent[id(value)] = (count + 1, value)
+        if len(self._recent) > _REMEMBERED:
+            del self._recent[next(iter(self._recent))]
 
-    def _refer(self, item: Any, blobs: list[Blob]) -> Any:
+    def _dump_item(self, item: Any, blobs: list[Blob]) -> tuple[bytes, list[memoryview]]:
+        used: list[Blob] = []
+        data, beside, pickler = _dump(self._refer(item, blobs, used), self._min_bytes)
+        if any(blob.identities.meet(pickler) for blob in used):
+            # What the task is given and what it refers to share objects, so they travel in one pickle.
+            return dumps_out_of_band(item, self._min_bytes)
+        return data, beside
+
+    def _refer(self, item: Any, blobs: list[Blob], used: list[Blob]) -> Any:
         """Put references in the place of the function and of arguments that are blobs."""
         function, args, kwargs = item
         if self._heavy:
@@ -276,31 +320,32 @@ class CallSerializer:
                 if not is_plain(value) and type(value) is not np.ndarray and type(value) not in _SIZED:
                     self._count(value)
 
-        def reference(blob: Blob | None, value: Any, cached: bool) -> Any:
+        def reference(blob: Blob | None, value: Any) -> Any:
             if blob is None:
                 return value
+            used.append(blob)
             if blob not in blobs:
                 blobs.append(blob)
-            return Reference(blobs.index(blob), cached)
+            return Reference(blobs.index(blob))
 
         def argument(value: Any) -> Any:
             # At first, a large argument is taken to be common; once several were not, it must show.
-            if self._counts.get(id(value), 0) < (1 if len(self._common) < _MAX_LONELY else 2):
+            if self._recent.get(id(value), (0,))[0] < (1 if len(self._common) < _MAX_LONELY else 2):
                 return value
-            return reference(self._common_blob(value), value, True)
+            return reference(self._common_blob(value), value)
 
-        function = reference(self._function(function), function, True)
-        if not self._counts:
+        function = reference(self._function(function), function)
+        if not self._recent:
             return function, args, kwargs
         return function, tuple(map(argument, args)), {key: argument(kwargs[key]) for key in kwargs}
 
     def _common_blob(self, value: Any) -> Blob | None:
         key = id(value)
-        if key not in self._common:
+        if key not in self._common and len(self._common) < _MAX_COMMON:
             blob = Blob(value)
             # What is small stays with its task, so that objects keep sharing what they share.
             self._common[key] = blob if blob.cached else None
-        return self._common[key]
+        return self._common.get(key)
 
     def _ship(self, blob: Blob) -> tuple[int, bool, bytes, _Buffers]:
         return blob.number, blob.kept, blob.pickle, [(buffer, True) for buffer in blob.buffers]

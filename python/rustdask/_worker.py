@@ -7,6 +7,7 @@ not reach the next task; every outcome is reported, also of what cannot be pickl
 from __future__ import annotations
 
 import contextvars
+import fcntl
 import itertools
 import os
 import pickle
@@ -20,7 +21,9 @@ from rustdask._import_hook import when_imported
 from rustdask._items import ItemRunner
 from rustdask._output import forward_messages
 from rustdask._payload import Kind, Reference, Settings, is_plain
-from rustdask._worker_rank import set_worker_rank
+from rustdask._worker_rank import set_worker_rank, set_worker_share, worker_share
+
+_SPARE_FD = 200
 
 
 def main(socket: int, stdout: int, stderr: int, rank: int) -> None:
@@ -40,7 +43,15 @@ def main(socket: int, stdout: int, stderr: int, rank: int) -> None:
     _take_streams(stdout, stderr)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["RUSTDASK_WORKER_RANK"] = str(rank)
+    # A process that a task forks is no worker: the connection is not its own.
+    os.register_at_fork(after_in_child=lambda: _close_over(socket))
     _Worker(_core.WorkerEndpoint(socket)).run()
+
+
+def _close_over(fd: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, fd)
+    os.close(null)
 
 
 def _take_streams(stdout: int, stderr: int) -> None:
@@ -59,6 +70,8 @@ def _take_streams(stdout: int, stderr: int) -> None:
 class _Worker:
     def __init__(self, endpoint: _core.WorkerEndpoint) -> None:
         self._endpoint = endpoint
+        self._pid = os.getpid()
+        self._streams = _Streams()
         self._cache: dict[int, Any] = {}
         self._settings_id: int | None = None
         self._settings = Settings()
@@ -67,7 +80,7 @@ class _Worker:
         self._initialized: set[int] = set()
         self._limit: int | None = None
         self._modules = 0
-        self._joblib_level: int | None = None
+        self._call: int | None = None
 
     def run(self) -> None:
         while True:
@@ -80,7 +93,7 @@ class _Worker:
         began = time.perf_counter()
         clock = _Clock()
         try:
-            self._prepare(task.blobs[0])
+            self._prepare(task.blobs[0], task.call)
             results = self._context.copy().run(self._run_items, task, clock)
             ran = time.perf_counter()
             report, buffers = self._dump_results(results, clock.first)
@@ -88,10 +101,28 @@ class _Worker:
             del results
         except BaseException as error:
             ran = time.perf_counter()
+            self._leave_if_forked(error)
             report, buffers, failed = self._dump_error(error), [], True
-        _flush_streams()
+        self._leave_if_forked(None)
+        self._streams.restore()
         dumping = time.perf_counter() - ran
         self._endpoint.finish(task, failed, report, buffers, ran - began - clock.running, clock.running, dumping)
+
+    def _leave_if_forked(self, error: BaseException | None) -> None:
+        """End a process that a task has forked and that came back from the task, as a script would end."""
+        if os.getpid() == self._pid:
+            return
+        code: Any = 0
+        if isinstance(error, SystemExit):
+            code = error.code
+        elif error is not None:
+            sys.excepthook(type(error), error, error.__traceback__)
+            code = 1
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+        self._streams.restore()
+        os._exit((code or 0) & 0xFF)
 
     def _run_items(self, task: _core.WorkerTask, clock: _Clock) -> list[Any]:
         kind, clock.first, data = pickle.loads(task.pickle)
@@ -139,7 +170,7 @@ class _Worker:
         def value(argument: Any) -> Any:
             if type(argument) is not Reference:
                 return argument
-            return self._blob(blobs[argument.number], cached=argument.cached)
+            return self._blob(blobs[argument.number], cached=True)
 
         return value(function), tuple(map(value, args)), {key: value(kwargs[key]) for key in kwargs}
 
@@ -189,13 +220,14 @@ class _Worker:
 
     # Surroundings
 
-    def _prepare(self, settings_id: int) -> None:
+    def _prepare(self, settings_id: int, call: int) -> None:
         """Make this process what the call wants; cheap when nothing has changed."""
         if settings_id != self._settings_id:
             self._settings = self._blob(settings_id, cached=False)
             self._settings_id = settings_id
             self._apply_settings()
-        _context.refresh()
+        _context.refresh(new_call=call != self._call)
+        self._call = call
         initializer = self._settings.initializer
         if initializer is not None and self._settings.initializer_key not in self._initialized:
             function, args = pickle.loads(initializer)
@@ -217,12 +249,15 @@ class _Worker:
 
     def _configure_joblib(self) -> None:
         """Calls inside tasks stay with rustdask, in threads of this worker."""
-        if self._joblib_level == self._settings.cores:
+        if worker_share() == self._settings.cores and "rustdask._joblib" in sys.modules:
             return
-        from rustdask._joblib import configure_worker
+        set_worker_share(self._settings.cores)
+        from rustdask import _joblib
 
-        configure_worker(self._settings.cores)
-        self._joblib_level = self._settings.cores
+        # Where its import has brought joblib here, it is not complete yet, and does this itself at its end.
+        configure = getattr(_joblib, "configure_worker", None)
+        if configure is not None:
+            configure(self._settings.cores)
 
     def _limit_threads(self) -> None:
         """Hold the numeric libraries to this worker's share of the cores; again when there may be new ones."""
@@ -243,13 +278,35 @@ class _Clock:
         self.running = 0.0
 
 
-def _flush_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            # A task closed or replaced it.
-            continue
+class _Streams:
+    """The standard streams of this worker, whatever tasks do to them."""
+
+    def __init__(self) -> None:
+        self._streams = (sys.stdout, sys.stderr)
+        # Out of the way of whoever closes all descriptors up to some number.
+        self._pipes = tuple(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SPARE_FD) for fd in (1, 2))
+        self._identities = tuple(map(_identity_of, self._pipes))
+
+    def restore(self) -> None:
+        """After a task: write what is in buffers, and undo what it has replaced or closed."""
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):
+                # A task closed or replaced it.
+                continue
+        for fd, pipe, identity in zip((1, 2), self._pipes, self._identities, strict=True):
+            if identity is not None and _identity_of(fd) != identity and _identity_of(pipe) == identity:
+                os.dup2(pipe, fd)
+        sys.stdout, sys.stderr = self._streams
+
+
+def _identity_of(fd: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _inherit_authkey(key: bytes | None) -> None:

@@ -448,6 +448,7 @@ fn invalid(what: &str) -> io::Error {
 
 /// End the process without exit handlers: the parent is gone, and nobody would see what they do.
 fn exit_now() -> ! {
+    crate::group::end_rest_of_group(std::process::id() as i32);
     // SAFETY: _exit takes no memory of ours and does not return.
     unsafe { libc::_exit(0) }
 }

@@ -5,6 +5,7 @@ pub mod cursor;
 pub mod driver;
 pub mod endpoint;
 pub mod fork;
+pub mod group;
 pub mod mailbox;
 pub mod parcel;
 pub mod plain;

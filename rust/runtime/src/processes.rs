@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, Notify};
 
 use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
 use crate::fork;
+use crate::group;
 use crate::shm::{Mapping, Segment};
 use crate::store::Store;
 use crate::template::{Launch, News, Template, WorkerEnds};
@@ -170,7 +171,7 @@ impl Connection {
     fn kill(&self) {
         let pid = self.pid.swap(-1, Ordering::AcqRel);
         if pid > 0 {
-            kill_group(pid);
+            group::end_group(pid);
         }
     }
 
@@ -188,13 +189,6 @@ impl Connection {
         let excess = tail.len().saturating_sub(STDERR_TAIL_BYTES);
         tail.drain(..excess);
     }
-}
-
-fn kill_group(pid: i32) {
-    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
-    // Both fail only when there is nobody left to kill.
-    let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -601,7 +595,7 @@ impl<P: Payload> Io<P> {
             Some(set.is_err())
         });
         if doomed == Some(true) {
-            kill_group(pid);
+            group::end_group(pid);
         }
     }
 
