@@ -44,11 +44,11 @@ fn work_off(machine: &mut Scheduler, actions: &mut Actions) -> u64 {
         for action in batch.drain(..) {
             match action {
                 Action::StartWorker { worker } => {
-                    let spec = WorkerSpec { depth: 2, only: None, killable: true };
+                    let spec = WorkerSpec { depth: 2, only: None, killable: true, ..WorkerSpec::default() };
                     machine.handle(Time::ZERO, Event::WorkerJoined { worker, spec }, actions);
                 }
                 Action::Run { worker, task, attempt } => {
-                    let event = Event::TaskFinished { worker, task, attempt, outcome: Outcome::Ok };
+                    let event = Event::TaskFinished { worker, task, attempt, outcome: Outcome::Ok, size_bytes: 0 };
                     machine.handle(Time::ZERO, event, actions);
                 }
                 Action::Resolve { .. } => resolved += 1,

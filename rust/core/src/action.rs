@@ -6,7 +6,7 @@ use crate::id::{Attempt, CallId, EventSeq, TaskId, WorkerId};
 pub enum KillReason {
     /// A task on it overran its time limit.
     TimedOut,
-    /// Its call was closed while it was running.
+    /// What it runs was cancelled, or its call closed.
     Cancelled,
 }
 
@@ -27,6 +27,23 @@ pub enum Resolution {
     },
     /// No worker could be started to run it.
     NoWorkers,
+    /// It needs, at first or second hand, the result of `cause`, which failed by itself.
+    DependencyFailed {
+        cause: TaskId,
+    },
+    /// It was cancelled, or something that it depends on.
+    Cancelled,
+    /// No worker has what it asks for, and none can come that has.
+    Unrunnable,
+    /// It depends on a task that is not there, or on itself.
+    Broken,
+}
+
+impl Resolution {
+    /// There is a result.
+    pub fn is_ok(&self) -> bool {
+        matches!(self, Resolution::Finished { outcome: crate::Outcome::Ok, .. })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -58,8 +75,26 @@ pub enum Action {
         worker: WorkerId,
         reason: KillReason,
     },
-    /// Tell the submitter; exactly once for each task of a call that is still open.
+    /// Tell the submitter; exactly once for each task of a call that is still open. Of a graph's tasks, for each
+    /// that is wanted until then.
     Resolve {
+        call: CallId,
+        task: TaskId,
+        resolution: Resolution,
+    },
+    /// Nobody needs the result: the worker may drop it.
+    Forget {
+        worker: WorkerId,
+        task: TaskId,
+    },
+    /// The result of a task that was resolved, and is wanted still, is gone with the workers that had it. It is
+    /// being computed again; answered by `Restored`.
+    Lost {
+        call: CallId,
+        task: TaskId,
+    },
+    /// A lost result is there again, or will not be: as the resolution says.
+    Restored {
         call: CallId,
         task: TaskId,
         resolution: Resolution,

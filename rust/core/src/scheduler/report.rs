@@ -5,6 +5,7 @@ use crate::event::Outcome;
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
 use super::call::Task;
+use super::graph::NodeIx;
 use super::{Out, Scheduler};
 
 impl Scheduler {
@@ -24,12 +25,35 @@ impl Scheduler {
         worker: WorkerId,
         task: TaskId,
         attempt: Attempt,
-        outcome: Outcome,
+        (outcome, size_bytes): (Outcome, u64),
         out: &mut Out<'_>,
     ) {
-        if let Some(at) = self.reported(worker, task, attempt, true, out) {
-            self.resolve_on(worker, at, Resolution::Finished { worker, outcome }, out);
-            self.take_off(worker, at);
+        let node = self.roster.slot(worker, task, attempt).and_then(|slot| slot.task.node);
+        match (self.reported(worker, task, attempt, true, out), node) {
+            (Some(at), Some(node)) => {
+                self.learn(worker, at);
+                if let Some(slot) = self.take_off(worker, at) {
+                    self.ended(node, slot.task, worker, (outcome, size_bytes), out);
+                }
+            }
+            (Some(at), None) => {
+                self.resolve_on(worker, at, Resolution::Finished { worker, outcome }, out);
+                self.take_off(worker, at);
+            }
+            // The worker has kept what nobody waits for.
+            (None, Some(_)) if outcome == Outcome::Ok && self.holders(task).all(|holder| holder != worker) => {
+                out.push(Action::Forget { worker, task });
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// Notes how long the task of a graph ran.
+    fn learn(&mut self, worker: WorkerId, at: usize) {
+        let Some(worker) = self.roster.worker(worker).filter(|_| at == 0) else { return };
+        let time = self.now.saturating_sub(worker.head_since);
+        if let Some(call) = self.calls.get_mut(&worker.slots[at].call) {
+            call.took(time);
         }
     }
 
@@ -46,7 +70,10 @@ impl Scheduler {
         };
         if kept == 0 {
             if let Some(slot) = self.take_off(worker, at) {
-                self.requeue(slot.call, slot.task);
+                if let Some(node) = slot.task.node {
+                    self.graph[node].roams = slot.ask.is_some();
+                }
+                self.requeue(slot.call, slot.task, out);
             }
             return;
         }
@@ -77,7 +104,8 @@ impl Scheduler {
             if worker.slots[at].wanted {
                 return Some(at);
             }
-            let in_vain = worker.spec.killable && !worker.leaving;
+            let slot = &worker.slots[at];
+            let in_vain = worker.spec.killable && !worker.leaving && (slot.forced || slot.task.node.is_none());
             if left {
                 self.take_off(id, at);
             } else if in_vain {
@@ -93,8 +121,10 @@ impl Scheduler {
         self.roster.worker(worker).is_some_and(|w| w.spec.killable)
     }
 
-    pub(super) fn requeue(&mut self, call: CallId, task: Task) {
-        if let Some(open) = self.calls.get_mut(&call) {
+    pub(super) fn requeue(&mut self, call: CallId, task: Task, out: &mut Out<'_>) {
+        if let Some(node) = task.node {
+            self.back(node, task, out);
+        } else if let Some(open) = self.calls.get_mut(&call) {
             open.requeue(task);
             self.hungry.insert(call);
         }
@@ -102,14 +132,23 @@ impl Scheduler {
 
     fn resolve_on(&mut self, worker: WorkerId, at: usize, resolution: Resolution, out: &mut Out<'_>) {
         let slot = self.roster.worker(worker).and_then(|w| w.slots.get(at));
-        if let Some((call, task)) = slot.map(|slot| (slot.call, slot.task.id)) {
-            self.resolve(call, task, resolution, out);
+        if let Some((call, id, node)) = slot.map(|slot| (slot.call, slot.task.id, slot.task.node)) {
+            self.resolve_task(call, id, node, resolution, out);
         }
     }
 
     /// Says how a task ended, and forgets it.
-    pub(super) fn resolve(&mut self, call: CallId, task: TaskId, resolution: Resolution, out: &mut Out<'_>) {
-        self.live.remove(&task);
-        out.push(Action::Resolve { call, task, resolution });
+    pub(super) fn resolve(&mut self, call: CallId, task: &Task, resolution: Resolution, out: &mut Out<'_>) {
+        self.resolve_task(call, task.id, task.node, resolution, out);
+    }
+
+    fn resolve_task(&mut self, call: CallId, task: TaskId, node: Option<NodeIx>, how: Resolution, out: &mut Out<'_>) {
+        match node {
+            Some(node) => self.fail(node, how, out),
+            None => {
+                self.live.remove(&task);
+                out.push(Action::Resolve { call, task, resolution: how });
+            }
+        }
     }
 }

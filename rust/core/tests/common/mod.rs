@@ -117,6 +117,7 @@ impl World {
             task: TaskId(task),
             attempt: Attempt(attempt),
             outcome: OK,
+            size_bytes: 0,
         });
     }
 
@@ -157,15 +158,15 @@ pub fn call(cap: u32) -> CallSpec {
 }
 
 pub fn process(depth: u32) -> WorkerSpec {
-    WorkerSpec { depth, only: None, killable: true }
+    WorkerSpec { depth, only: None, killable: true, ..WorkerSpec::default() }
 }
 
 pub fn thread() -> WorkerSpec {
-    WorkerSpec { depth: 1, only: None, killable: false }
+    WorkerSpec { depth: 1, only: None, killable: false, ..WorkerSpec::default() }
 }
 
 pub fn helper(call: u64) -> WorkerSpec {
-    WorkerSpec { depth: 1, only: Some(CallId(call)), killable: false }
+    WorkerSpec { depth: 1, only: Some(CallId(call)), killable: false, ..WorkerSpec::default() }
 }
 
 pub fn start(worker: u32) -> Action {
