@@ -69,8 +69,13 @@ fn call_spec() -> impl Strategy<Value = CallSpec> {
 fn worker_spec() -> impl Strategy<Value = WorkerSpec> {
     let only = proptest::option::weighted(0.2, call_id());
     let host = proptest::option::weighted(0.3, (0..2u64).prop_map(HostId));
-    (0..4u32, only, any::<bool>(), resources(), host)
-        .prop_map(|(depth, only, killable, resources, host)| WorkerSpec { depth, only, killable, resources, host })
+    (0..4u32, only, any::<bool>(), resources(), host).prop_map(|(depth, only, killable, resources, host)| WorkerSpec {
+        depth,
+        only,
+        killable,
+        resources,
+        host,
+    })
 }
 
 fn resources() -> impl Strategy<Value = Resources> {
@@ -85,8 +90,8 @@ fn resources() -> impl Strategy<Value = Resources> {
 fn task_spec() -> impl Strategy<Value = TaskSpec> {
     let workers = proptest::option::weighted(0.1, vec(worker_id(), 0..3));
     let rest = (0..3i32, 0..2u32, resources(), workers, any::<bool>());
-    (task_id(), vec(task_id(), 0..4), rest).prop_map(|(task, dependencies, (user, retries, resources, workers, wanted))| {
-        TaskSpec {
+    (task_id(), vec(task_id(), 0..4), rest).prop_map(
+        |(task, dependencies, (user, retries, resources, workers, wanted))| TaskSpec {
             task,
             dependencies: dependencies.into(),
             priority: Priority { user, ..Priority::default() },
@@ -94,8 +99,8 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             resources,
             workers: workers.map(Into::into),
             wanted,
-        }
-    })
+        },
+    )
 }
 
 fn graph_event() -> impl Strategy<Value = Event> {

@@ -27,6 +27,7 @@ impl Scheduler {
         let node = &mut self.graph[at];
         node.state = State::Done { holders: List::Empty, size_bytes };
         node.deaths = 0;
+        node.spend_attempt();
         self.graph.active -= 1;
         self.add_holder(at, by);
         self.loosen(at);

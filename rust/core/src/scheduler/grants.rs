@@ -148,6 +148,7 @@ impl Scheduler {
         for node in hopeless {
             self.fail(node, Resolution::Unrunnable, out);
         }
+        self.settle(out);
     }
 
     /// Workers came or went, or will not come.

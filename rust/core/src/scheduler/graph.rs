@@ -104,6 +104,11 @@ impl Node {
         }
     }
 
+    /// The number has been handed out, and will not be again.
+    pub(super) fn spend_attempt(&mut self) {
+        self.attempt = Attempt(self.attempt.0.saturating_add(1));
+    }
+
     fn new(id: TaskId, call: CallId) -> Node {
         Node {
             id,

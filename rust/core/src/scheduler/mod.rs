@@ -176,6 +176,7 @@ impl Scheduler {
         self.apply(event, &mut out);
         self.expire(&mut out);
         self.settle(&mut out);
+        self.give_up_bound(&mut out);
         self.place(&mut out);
         self.settle(&mut out);
         self.graph.shrink();

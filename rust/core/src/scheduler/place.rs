@@ -36,7 +36,6 @@ impl Scheduler {
         self.take_turns(Self::prefetcher_for, out);
         self.rebalance(out);
         self.give_up(out);
-        self.give_up_bound(out);
         self.stirred.clear();
     }
 

@@ -28,6 +28,11 @@ impl Scheduler {
         matches!(node.state, State::Done { .. }).then(|| node.size_bytes())
     }
 
+    /// The task is on a worker that is expected to run it.
+    pub fn is_assigned(&self, task: TaskId) -> bool {
+        self.graph.find(task).is_some_and(|at| matches!(self.graph[at].state, State::Assigned { .. }))
+    }
+
     pub(super) fn replica_added(&mut self, worker: WorkerId, task: TaskId, out: &mut Out<'_>) {
         if self.roster.worker(worker).is_none() {
             return;
@@ -50,6 +55,8 @@ impl Scheduler {
         let holder = self.graph[at].holders().iter().find(|holder| holder.worker == worker).copied();
         if let Some(holder) = holder {
             self.drop_from(worker, holder.at);
+            // The news may be old, or wrong: now it is true.
+            out.push(Action::Forget { worker, task });
             self.holder_gone(at, worker, out);
         }
     }

@@ -94,7 +94,10 @@ impl Scheduler {
     pub(super) fn stop(&mut self, at: NodeIx, force: bool, out: &mut Out<'_>) {
         match self.graph[at].state {
             State::Ready { .. } => self.unqueue(at),
-            State::Assigned { worker, attempt } => self.let_go(worker, self.graph[at].id, attempt, force, out),
+            State::Assigned { worker, attempt } => {
+                self.let_go(worker, self.graph[at].id, attempt, force, out);
+                self.graph[at].spend_attempt();
+            }
             _ => {}
         }
         self.graph[at].state = State::Released;
