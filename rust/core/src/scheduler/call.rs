@@ -148,6 +148,11 @@ impl Call {
         self.splits_asked += u32::from(slot.ask == Some(Ask::Tail));
     }
 
+    /// Counts that a task which was behind another has begun.
+    pub(super) fn begin(&mut self) {
+        self.unstarted -= 1;
+    }
+
     /// Takes back what [`Call::gain`] counted.
     pub(super) fn lose(&mut self, worker: WorkerId, slot: &Slot, head: bool) {
         if let Some(count) = self.engaged.get_mut(&worker) {

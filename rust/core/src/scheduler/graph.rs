@@ -137,7 +137,7 @@ pub(super) struct Graph {
     free: Vec<NodeIx>,
     ids: HashMap<TaskId, NodeIx, BuildHasherDefault<InOrder>>,
     /// The newest task of each call.
-    newest: HashMap<CallId, NodeIx>,
+    newest: HashMap<CallId, NodeIx, BuildHasherDefault<InOrder>>,
     /// Tasks that are active.
     pub(super) active: usize,
     /// Tasks that nobody may need any more; looked at before the event is over.
@@ -272,6 +272,11 @@ impl Graph {
     pub(super) fn of_call(&self, call: CallId) -> impl Iterator<Item = NodeIx> + '_ {
         let first = self.newest.get(&call).copied();
         std::iter::successors(first, |&at| self[at].after)
+    }
+
+    /// The event has set nothing in motion, or all has come to rest.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.loose.is_empty() && self.woken.is_empty()
     }
 
     /// Gives the memory of a large table back once it is empty.

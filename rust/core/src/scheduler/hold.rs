@@ -63,7 +63,6 @@ impl Scheduler {
         if let Some((pool, grants)) = worker.pool.zip(slot.grants.as_deref()) {
             self.roster.pools.give_back(pool, grants);
         }
-        let worker = self.roster.workers.get_mut(&from)?;
         if let Some(call) = self.calls.get_mut(&slot.call).filter(|_| slot.wanted) {
             call.lose(from, &slot, at == 0);
         }
@@ -72,13 +71,14 @@ impl Scheduler {
             worker.rested = self.seq.0;
             if let Some(next) = worker.slots.front().filter(|next| next.wanted) {
                 if let Some(call) = self.calls.get_mut(&next.call) {
-                    call.lose(from, next, false);
-                    call.gain(from, next, true);
+                    call.begin();
                 }
             }
         }
         self.refile(from);
-        self.stir(from);
+        if !self.graph.is_empty() {
+            self.stir(from);
+        }
         Some(slot)
     }
 
@@ -151,9 +151,13 @@ impl Scheduler {
 
     /// Brings the indexes up to date with the worker's state.
     pub(super) fn refile(&mut self, id: WorkerId) {
-        if let Some(worker) = self.roster.worker(id) {
-            let filing = self.filing(worker);
-            self.refile_as(id, filing);
+        let Some(worker) = self.roster.workers.get_mut(&id) else {
+            return;
+        };
+        let head_call = worker.slots.front().and_then(|slot| self.calls.get(&slot.call));
+        let new = worker.filing(head_call.map(|call| &call.spec), self.config.split_after);
+        if worker.filed != new {
+            self.refile_as(id, new);
         }
     }
 

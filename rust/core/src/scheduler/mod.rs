@@ -179,7 +179,6 @@ impl Scheduler {
         self.give_up_bound(&mut out);
         self.place(&mut out);
         self.settle(&mut out);
-        self.graph.shrink();
     }
 
     /// When to send [`Event::TimePassed`] unless another event comes first: a task will overrun its

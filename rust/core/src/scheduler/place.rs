@@ -56,6 +56,9 @@ impl Scheduler {
     }
 
     fn next_turn(&self) -> CallId {
+        if self.hungry.len() == 1 {
+            return self.hungry.first().copied().unwrap_or(self.turn);
+        }
         let after = (Bound::Excluded(self.turn), Bound::Unbounded);
         let next = self.hungry.range(after).next().or(self.hungry.first());
         next.copied().unwrap_or(self.turn)

@@ -1,12 +1,21 @@
 //! What is said about tasks: reports of workers, and how each task ended.
 
 use crate::action::{Action, KillReason, Resolution};
-use crate::event::Outcome;
+use crate::event::{Outcome, Time};
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
 use super::call::Task;
 use super::graph::NodeIx;
 use super::{Out, Scheduler};
+
+/// What a worker has of a task after its report.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    Nothing,
+    Result,
+    /// It runs it.
+    Task,
+}
 
 impl Scheduler {
     /// Ends the tasks that have overrun their time.
@@ -28,32 +37,27 @@ impl Scheduler {
         (outcome, size_bytes): (Outcome, u64),
         out: &mut Out<'_>,
     ) {
-        let node = self.roster.slot(worker, task, attempt).and_then(|slot| slot.task.node);
-        match (self.reported(worker, task, attempt, true, out), node) {
-            (Some(at), Some(node)) => {
-                self.learn(worker, at);
-                if let Some(slot) = self.take_off(worker, at) {
-                    self.ended(node, slot.task, worker, (outcome, size_bytes), out);
-                }
+        let left = if outcome == Outcome::Ok { Left::Result } else { Left::Nothing };
+        let Some(at) = self.reported(worker, task, attempt, left, out) else {
+            return;
+        };
+        let began = self.roster.worker(worker).filter(|_| at == 0).map(|worker| worker.head_since);
+        let Some(slot) = self.take_off(worker, at) else {
+            return;
+        };
+        match slot.task.node {
+            Some(node) => {
+                self.learn(slot.call, began);
+                self.ended(node, slot.task, worker, (outcome, size_bytes), out);
             }
-            (Some(at), None) => {
-                self.resolve_on(worker, at, Resolution::Finished { worker, outcome }, out);
-                self.take_off(worker, at);
-            }
-            // The worker has kept what nobody waits for.
-            (None, Some(_)) if outcome == Outcome::Ok && self.holders(task).all(|holder| holder != worker) => {
-                out.push(Action::Forget { worker, task });
-            }
-            (None, _) => {}
+            None => self.resolve(slot.call, &slot.task, Resolution::Finished { worker, outcome }, out),
         }
     }
 
     /// Notes how long the task of a graph ran.
-    fn learn(&mut self, worker: WorkerId, at: usize) {
-        let Some(worker) = self.roster.worker(worker).filter(|_| at == 0) else { return };
-        let time = self.now.saturating_sub(worker.head_since);
-        if let Some(call) = self.calls.get_mut(&worker.slots[at].call) {
-            call.took(time);
+    fn learn(&mut self, call: CallId, began: Option<Time>) {
+        if let Some((call, began)) = self.calls.get_mut(&call).zip(began) {
+            call.took(self.now.saturating_sub(began));
         }
     }
 
@@ -65,7 +69,8 @@ impl Scheduler {
         kept: u32,
         out: &mut Out<'_>,
     ) {
-        let Some(at) = self.reported(worker, task, attempt, kept == 0, out) else {
+        let left = if kept == 0 { Left::Nothing } else { Left::Task };
+        let Some(at) = self.reported(worker, task, attempt, left, out) else {
             return;
         };
         if kept == 0 {
@@ -89,14 +94,13 @@ impl Scheduler {
     }
 
     /// Place of the task that a worker reports. Here, and nowhere else, end the reports that are stale: of
-    /// attempts that the worker does not hold, and of tasks that nobody waits for. `left` says that the
-    /// worker is rid of the task.
+    /// attempts that the worker does not hold, and of tasks that nobody waits for.
     fn reported(
         &mut self,
         id: WorkerId,
         task: TaskId,
         attempt: Attempt,
-        left: bool,
+        left: Left,
         out: &mut Out<'_>,
     ) -> Option<usize> {
         let at = self.roster.find(id, task, attempt);
@@ -106,7 +110,11 @@ impl Scheduler {
             }
             let slot = &worker.slots[at];
             let in_vain = worker.spec.killable && !worker.leaving && (slot.forced || slot.task.node.is_none());
-            if left {
+            let kept = left == Left::Result && slot.task.node.is_some();
+            if kept && self.holders(task).all(|holder| holder != id) {
+                out.push(Action::Forget { worker: id, task });
+            }
+            if left != Left::Task {
                 self.take_off(id, at);
             } else if in_vain {
                 // It has begun a task that was disowned while it waited there.

@@ -3,11 +3,13 @@
 //! The indexes follow from each worker's state; only [`Roster::refile`] changes them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
 
 use crate::event::Time;
 use crate::id::{Attempt, TaskId, WorkerId};
 
+use super::live::InOrder;
 use super::pool::Pools;
 use super::worker::{Filing, Shelf, Slot, Worker};
 
@@ -16,7 +18,8 @@ const FIRST_FOREIGN_ID: u32 = 1 << 31;
 
 #[derive(Debug, Default)]
 pub(super) struct Roster {
-    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    /// Never gone through to decide anything: its order means nothing.
+    pub(super) workers: HashMap<WorkerId, Box<Worker>, BuildHasherDefault<InOrder>>,
     /// Asked for; neither joined nor failed.
     starting: BTreeSet<WorkerId>,
     /// The one that worked last comes first: its caches are warm.
@@ -35,7 +38,7 @@ pub(super) struct Roster {
 
 impl Roster {
     pub(super) fn worker(&self, id: WorkerId) -> Option<&Worker> {
-        self.workers.get(&id)
+        self.workers.get(&id).map(Box::as_ref)
     }
 
     pub(super) fn find(&self, id: WorkerId, task: TaskId, attempt: Attempt) -> Option<usize> {
@@ -75,7 +78,7 @@ impl Roster {
         if let Some(pool) = worker.pool {
             self.pools.join(pool, &worker.spec.resources);
         }
-        self.workers.insert(id, worker);
+        self.workers.insert(id, Box::new(worker));
     }
 
     /// Takes out a worker that is on no index any more.
@@ -90,7 +93,7 @@ impl Roster {
         if let Some(pool) = worker.pool {
             self.pools.leave(pool);
         }
-        Some(worker)
+        Some(*worker)
     }
 
     /// Moves a worker's entries in the indexes.

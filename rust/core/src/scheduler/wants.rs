@@ -40,6 +40,9 @@ impl Scheduler {
 
     /// Brings all to rest that the event has set in motion: frees what is needed no more, queues what is ready.
     pub(super) fn settle(&mut self, out: &mut Out<'_>) {
+        if self.graph.is_at_rest() {
+            return;
+        }
         while let Some(at) = self.graph.loose.pop() {
             self.let_be(at, out);
         }
@@ -56,6 +59,7 @@ impl Scheduler {
         }
         woken.shrink_to(1024);
         self.graph.woken = woken;
+        self.graph.shrink();
     }
 
     /// Gives up a task unless it is needed, and forgets it unless others depend on it.

@@ -47,10 +47,9 @@ impl Ledger {
     pub(crate) fn before(&mut self, event: &Event) {
         match *event {
             Event::TaskFinished { worker, task, attempt, outcome, .. } => {
-                if self.held.remove(&(worker, task, attempt)).is_some() && outcome == Outcome::Err {
-                    if let Some(task) = self.tasks.get_mut(&task) {
-                        task.raised.insert(attempt);
-                    }
+                let held = self.held.remove(&(worker, task, attempt)).is_some();
+                if let Some(task) = self.tasks.get_mut(&task).filter(|_| held && outcome == Outcome::Err) {
+                    task.raised.insert(attempt);
                 }
             }
             Event::TaskReturned { worker, task, attempt, kept: 0 } => {
