@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::event::{CallSpec, Time};
 use crate::id::{Attempt, TaskId, WorkerId};
 
-use super::graph::NodeIx;
+use super::node::NodeIx;
 use super::ready::Ready;
 use super::worker::{Ask, Slot};
 

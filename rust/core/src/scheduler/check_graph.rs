@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::id::{CallId, WorkerId};
 
 use super::check::{ensure, Verdict};
-use super::graph::{NodeIx, State};
+use super::node::{NodeIx, State};
 use super::ready::{Rank, Stand};
 use super::Scheduler;
 

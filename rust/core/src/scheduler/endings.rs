@@ -5,8 +5,8 @@ use crate::event::Outcome;
 use crate::id::WorkerId;
 
 use super::call::Task;
-use super::graph::{NodeIx, State};
 use super::list::List;
+use super::node::{NodeIx, State};
 use super::{Out, Scheduler};
 
 impl Scheduler {

@@ -12,7 +12,7 @@ use crate::resources::{Grant, Resources};
 use crate::task::TaskSpec;
 
 use super::call::Call;
-use super::graph::State;
+use super::node::State;
 use super::place::Pick;
 use super::pool::{could_give, PoolKey};
 use super::ready::{ReadyQueue, Stand};
@@ -137,7 +137,7 @@ impl Scheduler {
             if self.has_hope(class) {
                 hopeful.push(class);
             } else {
-                hopeless.extend(queue.iter().map(|(_, node)| node));
+                hopeless.extend(queue.iter());
             }
         }
         for class in hopeful {
@@ -145,7 +145,8 @@ impl Scheduler {
                 class.hopeful_at = self.outlook;
             }
         }
-        for node in hopeless {
+        hopeless.sort_unstable();
+        for (_, node) in hopeless {
             self.fail(node, Resolution::Unrunnable, out);
         }
         self.settle(out);

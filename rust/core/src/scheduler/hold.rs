@@ -7,7 +7,7 @@ use crate::id::{CallId, WorkerId};
 use crate::resources::Grant;
 
 use super::call::{Call, Task};
-use super::graph::{NodeIx, State};
+use super::node::{NodeIx, State};
 use super::place::Pick;
 use super::worker::{Ask, Filing, Slot, Worker};
 use super::{Out, Scheduler};

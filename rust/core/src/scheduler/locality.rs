@@ -10,7 +10,7 @@ use crate::event::Time;
 use crate::id::{TaskId, WorkerId};
 
 use super::call::Call;
-use super::graph::{NodeIx, State};
+use super::node::{NodeIx, State};
 use super::place::Pick;
 use super::ready::{Rank, ReadyQueue, Stand};
 use super::worker::Worker;
@@ -153,7 +153,8 @@ impl Scheduler {
     fn pays_from(&self, home: WorkerId, to: WorkerId, call: &Call, at: NodeIx) -> Option<Time> {
         let worker = self.roster.worker(home).filter(|worker| !worker.leaving && !worker.is_stuck())?;
         let moving = self.moving_time(at, to);
-        let waiting = call.mean?.saturating_mul(worker.slots.len() as u32);
+        let ahead = worker.slots.len() as u32 + worker.at_home.saturating_sub(1);
+        let waiting = call.mean?.saturating_mul(ahead);
         if waiting > moving {
             return None;
         }

@@ -24,6 +24,7 @@ mod hold;
 mod list;
 mod live;
 mod locality;
+mod node;
 mod place;
 mod pool;
 mod ready;

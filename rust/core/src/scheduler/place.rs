@@ -9,7 +9,7 @@ use crate::action::{Action, Resolution};
 use crate::id::{CallId, WorkerId};
 
 use super::call::Call;
-use super::graph::NodeIx;
+use super::node::NodeIx;
 use super::ready::{Rank, Stand};
 use super::worker::Worker;
 use super::{Out, Scheduler};

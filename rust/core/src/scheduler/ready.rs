@@ -6,7 +6,7 @@ use crate::id::{TaskId, WorkerId};
 use crate::task::Priority;
 
 use super::grants::ClassIx;
-use super::graph::{Node, NodeIx};
+use super::node::{Node, NodeIx};
 
 /// Compares in the order in which tasks go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,7 +4,7 @@ use crate::action::Action;
 use crate::id::{TaskId, WorkerId};
 
 use super::call::Task;
-use super::graph::{Holder, NodeIx, State};
+use super::node::{Holder, NodeIx, State};
 use super::worker::{Ask, Worker};
 use super::{Out, Scheduler};
 

@@ -5,7 +5,7 @@ use crate::event::{Outcome, Time};
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
 use super::call::Task;
-use super::graph::NodeIx;
+use super::node::NodeIx;
 use super::{Out, Scheduler};
 
 /// What a worker has of a task after its report.

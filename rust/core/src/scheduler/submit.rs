@@ -10,7 +10,7 @@ use crate::event::Outcome;
 use crate::id::{CallId, TaskId};
 use crate::task::TaskSpec;
 
-use super::graph::{NodeIx, State};
+use super::node::{NodeIx, State};
 use super::{Out, Scheduler};
 
 impl Scheduler {

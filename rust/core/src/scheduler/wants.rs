@@ -3,7 +3,7 @@
 use crate::action::{Action, KillReason};
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
-use super::graph::{NodeIx, State};
+use super::node::{NodeIx, State};
 use super::ready::Rank;
 use super::worker::Ask;
 use super::{Out, Scheduler};

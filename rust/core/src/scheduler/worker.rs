@@ -9,7 +9,7 @@ use crate::id::{Attempt, CallId, TaskId};
 use crate::resources::Grant;
 
 use super::call::Task;
-use super::graph::NodeIx;
+use super::node::NodeIx;
 use super::pool::PoolKey;
 
 /// What a worker was asked to give back, and has not answered yet.
