@@ -2,6 +2,8 @@
 //! state is checked after each event, and an action that a test did not claim fails it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod graph;
+
 use std::time::Duration;
 
 use rustdask_core::scheduler::Config;
