@@ -34,6 +34,8 @@ pub(super) struct Roster {
     /// Workers that any call may use.
     shared: usize,
     next_id: u32,
+    /// Most tasks that any worker so far could hold.
+    deepest: u32,
 }
 
 impl Roster {
@@ -73,6 +75,7 @@ impl Roster {
 
     pub(super) fn add(&mut self, id: WorkerId, worker: Worker) {
         self.shared += usize::from(worker.is_shared());
+        self.deepest = self.deepest.max(worker.spec.depth);
         let mut worker = worker;
         worker.pool = Worker::pool_of(id, &worker.spec);
         if let Some(pool) = worker.pool {
@@ -185,6 +188,10 @@ impl Roster {
 
     pub(super) fn len(&self) -> usize {
         self.workers.len()
+    }
+
+    pub(super) fn deepest(&self) -> u32 {
+        self.deepest
     }
 
     pub(super) fn starting(&self) -> usize {
