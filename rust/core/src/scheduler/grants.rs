@@ -15,7 +15,7 @@ use super::call::Call;
 use super::node::State;
 use super::place::Pick;
 use super::pool::{could_give, PoolKey};
-use super::ready::{ReadyQueue, Stand};
+use super::ready::Stand;
 use super::worker::Worker;
 use super::{Out, Scheduler};
 
@@ -137,7 +137,8 @@ impl Scheduler {
             if self.has_hope(class) {
                 hopeful.push(class);
             } else {
-                hopeless.extend(queue.iter());
+                let how = if self.is_startable(class) { Resolution::NoWorkers } else { Resolution::Unrunnable };
+                hopeless.extend(queue.iter().map(|(rank, node)| (rank, node, how)));
             }
         }
         for class in hopeful {
@@ -145,9 +146,13 @@ impl Scheduler {
                 class.hopeful_at = self.outlook;
             }
         }
-        hopeless.sort_unstable();
-        for (_, node) in hopeless {
-            self.fail(node, Resolution::Unrunnable, out);
+        hopeless.sort_unstable_by_key(|(rank, ..)| *rank);
+        for (_, node, how) in hopeless {
+            if how == Resolution::NoWorkers {
+                // Whatever is submitted next is worth a new try.
+                self.start_failures = 0;
+            }
+            self.fail(node, how, out);
         }
         self.settle(out);
     }
@@ -166,9 +171,8 @@ impl Scheduler {
             Some(workers) => workers.iter().any(|id| self.roster.is_starting(*id) || able(id)),
             None => {
                 let starts = self.start_failures < self.config.max_start_failures && self.config.max_workers > 0;
-                let starts = starts || self.roster.starting() > 0;
-                (starts && could_give(&self.config.start_resources, &class.needs))
-                    || self.roster.pools.any_could_give(&class.needs)
+                let comes = starts || self.roster.starting() > 0;
+                (comes && self.is_startable(at)) || self.roster.pools.any_could_give(&class.needs)
             }
         }
     }
@@ -179,12 +183,16 @@ impl Scheduler {
         serves && has
     }
 
-    /// Tasks of the call that a worker started now could run and a worker that is there cannot run at once.
+    /// A worker that is started on demand has what the class needs.
+    fn is_startable(&self, at: ClassIx) -> bool {
+        let class = self.classes.all.get(&at).filter(|class| class.workers.is_none());
+        class.is_some_and(|class| could_give(&self.config.start_resources, &class.needs))
+    }
+
+    /// Bound tasks of the call that a worker started now could run.
     pub(super) fn bound_to_start_for(&self, call: &Call) -> usize {
-        let classes = call.ready.bound.iter().filter_map(|(at, queue)| Some((self.classes.all.get(at)?, queue)));
-        let startable = classes
-            .filter(|(class, _)| class.workers.is_none() && could_give(&self.config.start_resources, &class.needs));
-        startable.map(|(_, queue): (_, &ReadyQueue)| queue.len()).sum()
+        let bound = call.ready.bound.iter().filter(|(&class, _)| !call.paused && self.is_startable(class));
+        bound.map(|(_, queue)| queue.len()).sum()
     }
 }
 

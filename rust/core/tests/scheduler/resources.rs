@@ -120,3 +120,18 @@ fn a_task_for_a_worker_that_is_lost_fails_when_none_like_it_can_come() {
     w.lost(0);
     w.claim([resolve(1, 10, Resolution::Unrunnable), resolve(1, 11, Resolution::Unrunnable)]);
 }
+
+#[test]
+fn where_none_can_be_started_that_could_run_it_a_task_fails() {
+    let start_resources = Resources::new([("GPU", Amount::whole(1))]);
+    let mut w = World::with(Config { start_resources, ..config() });
+    w.open(1, call(1));
+    w.graph(1, [needs(1.0, task(10, &[]))]);
+    for worker in 0..3 {
+        w.claim([start(worker)]);
+        w.lost(worker);
+    }
+    w.claim([resolve(1, 10, Resolution::NoWorkers)]);
+    w.graph(1, [needs(1.0, task(11, &[]))]);
+    w.claim([start(3)]);
+}

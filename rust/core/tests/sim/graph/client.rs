@@ -50,9 +50,21 @@ impl GraphWorld {
                 tasks.reverse();
             }
             self.tell(Event::GraphSubmitted { call, tasks });
+            let plain = if self.rng.chance(20) { self.rng.small(1, 10) } else { 0 };
+            for _ in 0..plain {
+                self.submit_plain(call);
+            }
             self.soon(5000, Happening::Submit(call));
         }
         self.after_resolution(call);
+    }
+
+    fn submit_plain(&mut self, call: CallId) {
+        let spec = self.task(call, u64::MAX, 0);
+        let task = self.ledger.tasks.get_mut(&spec.task).expect("was made");
+        (task.plain, task.wanted, task.retries) = (true, true, 0);
+        (task.dependencies, task.workers, task.resources) = (Vec::new(), None, Resources::NONE);
+        self.tell(Event::TaskSubmitted { call, task: spec.task, items: 1, urgent: self.next_task % 5 == 0 });
     }
 
     fn task(&mut self, call: CallId, first: u64, order: u32) -> TaskSpec {
@@ -65,7 +77,7 @@ impl GraphWorld {
             // Of earlier submissions, only what is kept for the client is there.
             let on = TaskId(id.0.saturating_sub(back));
             let known = self.ledger.tasks.get(&on);
-            if known.is_some_and(|task| task.call == call && (on.0 >= first || task.wanted)) {
+            if known.is_some_and(|task| task.call == call && !task.plain && (on.0 >= first || task.wanted)) {
                 dependencies.push(on);
             }
         }
@@ -78,6 +90,7 @@ impl GraphWorld {
         let workers = workers.filter(|_| !self.open);
         let task = SimTask {
             call,
+            plain: false,
             dependencies: dependencies.clone(),
             resources: resources.clone(),
             workers: workers.clone(),
@@ -115,7 +128,8 @@ impl GraphWorld {
     fn some_of(&mut self, call: CallId) -> Vec<TaskId> {
         let all = self.ledger.calls.get(&call).map(|sim| sim.tasks.clone()).unwrap_or_default();
         let share = self.rng.range(1, 60);
-        all.into_iter().filter(|_| self.rng.chance(share)).collect()
+        let graph = all.into_iter().filter(|id| !self.ledger.tasks[id].plain).collect::<Vec<_>>();
+        graph.into_iter().filter(|_| self.rng.chance(share)).collect()
     }
 
     pub(crate) fn release(&mut self, call: CallId) {

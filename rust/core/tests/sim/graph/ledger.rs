@@ -7,6 +7,8 @@ use rustdask_core::{Amount, Attempt, CallId, CallSpec, Event, Outcome, Resolutio
 #[derive(Debug)]
 pub(crate) struct SimTask {
     pub(crate) call: CallId,
+    /// Belongs to no graph: its result goes to the client.
+    pub(crate) plain: bool,
     pub(crate) dependencies: Vec<TaskId>,
     pub(crate) resources: Resources,
     pub(crate) workers: Option<Box<[WorkerId]>>,

@@ -13,6 +13,7 @@ pub(crate) enum Order {
         task: TaskId,
         attempt: Attempt,
         inputs: Vec<(TaskId, Vec<WorkerId>)>,
+        keeps: bool,
     },
     Retract {
         task: TaskId,
@@ -29,6 +30,8 @@ pub(crate) struct Job {
     task: TaskId,
     attempt: Attempt,
     inputs: Vec<(TaskId, Vec<WorkerId>)>,
+    /// The result stays here.
+    keeps: bool,
 }
 
 #[derive(Debug)]
@@ -57,7 +60,7 @@ impl GraphWorld {
         assert_eq!(known, wanted, "{task:?} takes other results");
         let allowed = sim.workers.as_ref().is_none_or(|workers| workers.contains(&worker));
         assert!(allowed, "{task:?} may not run on {worker:?}");
-        let call = sim.call;
+        let (call, keeps) = (sim.call, !sim.plain);
         let inputs: Vec<_> = wanted.iter().map(|&on| (on, self.machine.holders(on).collect::<Vec<_>>())).collect();
         for (on, holders) in &inputs {
             assert!(!holders.is_empty(), "{task:?} is run before {on:?}");
@@ -76,7 +79,7 @@ impl GraphWorld {
         self.ledger.hold((worker, task, attempt), pool, &spec.resources);
         let engaged: BTreeSet<WorkerId> = self.engaged(call);
         assert!(engaged.len() <= self.ledger.calls[&call].spec.cap as usize, "{call:?} has {engaged:?}");
-        self.send(worker, Order::Run { task, attempt, inputs });
+        self.send(worker, Order::Run { task, attempt, inputs, keeps });
     }
 
     /// Workers that hold tasks of the call that it still waits for.
@@ -111,8 +114,8 @@ impl GraphWorld {
     pub(crate) fn arrives(&mut self, id: WorkerId, order: Order) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match order {
-            Order::Run { task, attempt, inputs } => {
-                worker.jobs.push_back(Job { task, attempt, inputs });
+            Order::Run { task, attempt, inputs, keeps } => {
+                worker.jobs.push_back(Job { task, attempt, inputs, keeps });
                 assert!(worker.jobs.len() <= worker.spec.depth as usize, "{id:?} is handed too much");
                 if worker.jobs.len() == 1 {
                     self.soon(0, Happening::Begins(id, task, attempt));
@@ -177,7 +180,7 @@ impl GraphWorld {
                 outcome = Outcome::Err;
             }
         }
-        if outcome == Outcome::Ok {
+        if outcome == Outcome::Ok && worker.jobs.front().is_some_and(|job| job.keeps) {
             worker.store.insert(task);
         }
         self.next_job(id);
