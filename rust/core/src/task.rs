@@ -44,6 +44,7 @@ pub struct TaskSpec {
     /// Workers that may run it; `None`: any. A task that names some is not prefetched.
     pub workers: Option<Box<[WorkerId]>>,
     /// The submitter wants the result, until [`crate::Event::TasksReleased`]. Otherwise the task is only
-    /// run, and its result only kept, for others that depend on it.
+    /// run, and its result only kept, for others that depend on it. A task that is neither wanted nor needed
+    /// is forgotten before the next event, and cannot be named there.
     pub wanted: bool,
 }

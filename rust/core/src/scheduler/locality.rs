@@ -84,7 +84,6 @@ impl Scheduler {
         let tasks: Vec<NodeIx> = queues.flat_map(|queue| queue.iter().map(|(_, at)| at)).collect();
         for at in tasks {
             self.unqueue(at);
-            self.graph[at].roams = true;
             self.queue(at);
         }
     }

@@ -5,13 +5,18 @@
 //! - Actions depend only on the sequence of events and their times.
 //! - Each task of a call that stays open is resolved exactly once.
 //! - No more than `cap` workers hold tasks of a call at any moment.
+//! - A task of a graph runs when all that it depends on has a result, and only if somebody needs its own. Nothing is
+//!   kept that nobody needs. A result that is lost and needed is computed again.
+//! - No more of a resource is given to tasks than its worker, or its host, has.
 //! - A report about an attempt that its worker does not hold is dropped, in one place, and counted.
 //!
 //! Assumes that a worker runs what it is handed in order, one task at a time, so the head of its queue is
 //! the task that runs, and needs no message to say so.
 //!
-//! Each event goes through three steps: it changes the state (`transition`, `report`), tasks that overran their
-//! time are ended (`report`), and work is handed out (`place`) or moved to workers that have none (`balance`).
+//! Each event goes through four steps: it changes the state (`transition`, `report`; for graphs `submit`, `endings`,
+//! `recover`), tasks that overran their time are ended (`report`), what is not needed any more is freed and what is
+//! ready is queued (`wants`), and work is handed out (`place`, for graphs `locality` and `grants`) or moved to workers
+//! that have none (`balance`).
 
 mod balance;
 mod call;
@@ -204,10 +209,11 @@ impl Scheduler {
         self.roster.worker(worker).map(|w| w.slots.len())
     }
 
-    /// Workers that any call may use and that have nothing to do, the one that rested longest first:
-    /// the order in which to let them go.
+    /// Workers that any call may use and that have nothing to do and no result that is needed, the one that
+    /// rested longest first: the order in which to let them go.
     pub fn idle_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
-        self.roster.idle_coldest_first()
+        let idle = self.roster.idle_coldest_first();
+        idle.filter(|id| self.roster.worker(*id).is_some_and(|worker| worker.results.is_empty()))
     }
 
     pub fn stats(&self) -> Stats {

@@ -28,6 +28,17 @@ impl Scheduler {
         matches!(node.state, State::Done { .. }).then(|| node.size_bytes())
     }
 
+    /// The task of a graph is not [`Action::Gone`].
+    pub fn knows(&self, task: TaskId) -> bool {
+        self.graph.find(task).is_some()
+    }
+
+    /// Results that the worker has: what would be lost with it.
+    pub fn results_on(&self, worker: WorkerId) -> impl ExactSizeIterator<Item = TaskId> + '_ {
+        let results = self.roster.worker(worker).map_or(&[][..], |worker| &worker.results);
+        results.iter().map(|&at| self.graph[at].id)
+    }
+
     /// The task is on a worker that is expected to run it.
     pub fn is_assigned(&self, task: TaskId) -> bool {
         self.graph.find(task).is_some_and(|at| matches!(self.graph[at].state, State::Assigned { .. }))

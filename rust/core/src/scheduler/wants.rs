@@ -78,6 +78,7 @@ impl Scheduler {
             if let Some(class) = self.graph[at].class {
                 self.classes.leave(class);
             }
+            out.push(Action::Gone { task: self.graph[at].id });
             self.graph.remove(at);
         }
     }

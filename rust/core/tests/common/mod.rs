@@ -20,6 +20,8 @@ pub struct World {
     pub machine: Scheduler,
     pub now: Time,
     actions: Vec<Action>,
+    /// Tasks that the machine has forgotten. They need not be claimed.
+    pub gone: Vec<u64>,
 }
 
 impl World {
@@ -28,7 +30,7 @@ impl World {
     }
 
     pub fn with(config: Config) -> World {
-        World { machine: Scheduler::new(config), now: Time::ZERO, actions: Vec::new() }
+        World { machine: Scheduler::new(config), now: Time::ZERO, actions: Vec::new(), gone: Vec::new() }
     }
 
     /// A world with workers 0.. that are idle; the call that had them started is closed again.
@@ -53,7 +55,10 @@ impl World {
         self.machine.handle(self.now, event, &mut actions);
         for (cause, action) in actions.drain() {
             assert_eq!(cause, seq, "{action:?} names another event as its cause");
-            self.actions.push(action);
+            match action {
+                Action::Gone { task } => self.gone.push(task.0),
+                action => self.actions.push(action),
+            }
         }
         if let Err(what) = self.machine.check() {
             panic!("{what}");

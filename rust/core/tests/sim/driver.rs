@@ -65,7 +65,7 @@ impl World {
                 assert!(!self.threads && worker.0 < 1 << 31, "{worker:?} cannot be killed");
                 self.send(worker, Order::Die);
             }
-            Action::Forget { .. } | Action::Lost { .. } | Action::Restored { .. } => {
+            Action::Forget { .. } | Action::Gone { .. } | Action::Lost { .. } | Action::Restored { .. } => {
                 panic!("{action:?} is not about a graph")
             }
             Action::Remainder { call, task, kept } => self.split(call, task, kept),

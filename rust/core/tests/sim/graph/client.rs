@@ -103,6 +103,8 @@ impl GraphWorld {
             cancelled: false,
             told: None,
             lost: false,
+            submitted: false,
+            gone: false,
             raised: Default::default(),
             ran: 0,
         };

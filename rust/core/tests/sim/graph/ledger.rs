@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rustdask_core::{Amount, Attempt, CallId, CallSpec, Event, Outcome, Resolution, Resources, TaskId, WorkerId};
+use rustdask_core::{
+    Amount, Attempt, CallId, CallSpec, Event, Outcome, Resolution, Resources, Scheduler, TaskId, WorkerId,
+};
 
 #[derive(Debug)]
 pub(crate) struct SimTask {
@@ -22,6 +24,8 @@ pub(crate) struct SimTask {
     pub(crate) cancelled: bool,
     pub(crate) told: Option<Resolution>,
     pub(crate) lost: bool,
+    pub(crate) submitted: bool,
+    pub(crate) gone: bool,
     /// Attempts that ended with an error, as the machine heard.
     pub(crate) raised: BTreeSet<Attempt>,
     pub(crate) ran: u32,
@@ -66,6 +70,17 @@ impl Ledger {
         }
     }
 
+    pub(crate) fn submitted(&mut self, event: &Event) {
+        if let Event::GraphSubmitted { tasks, .. } = event {
+            for spec in tasks {
+                // The call may have been closed meanwhile.
+                if let Some(task) = self.tasks.get_mut(&spec.task) {
+                    task.submitted = true;
+                }
+            }
+        }
+    }
+
     /// Notes what a worker is handed; no more is held of a pool than it has.
     pub(crate) fn hold(&mut self, by: (WorkerId, TaskId, Attempt), pool: String, total: &Resources) {
         let needs = self.tasks[&by.1].resources.clone();
@@ -98,6 +113,18 @@ impl Ledger {
         let task = self.tasks.get_mut(&id).expect("it was submitted");
         assert!(task.wanted && std::mem::take(&mut task.lost), "{id:?} was not lost");
         task.told = Some(how);
+    }
+
+    pub(crate) fn gone(&mut self, id: TaskId) {
+        let task = self.tasks.get_mut(&id).expect("it was submitted");
+        assert!(!task.wanted && !std::mem::replace(&mut task.gone, true), "{id:?} is gone too early, or twice");
+    }
+
+    /// The machine has said of all tasks that it does not know any more that they are gone.
+    pub(crate) fn knows_the_same(&self, machine: &Scheduler) {
+        for (&id, task) in self.tasks.iter().filter(|(_, task)| task.submitted && !task.plain) {
+            assert_eq!(machine.knows(id), !task.gone, "{id:?}: {task:?}");
+        }
     }
 
     /// The task may have ended so.

@@ -203,6 +203,8 @@ impl GraphWorld {
             let mut actions = Actions::default();
             let now = Duration::from_micros(self.now_us);
             self.ledger.before(&event);
+            self.ledger.knows_the_same(&self.machine);
+            self.ledger.submitted(&event);
             self.machine.handle(now, event, &mut actions);
             if let Err(what) = self.machine.check() {
                 panic!("{what}");
@@ -236,6 +238,7 @@ impl GraphWorld {
                 self.ledger.resolved(call, task, resolution);
                 self.after_resolution(call);
             }
+            Action::Gone { task } => self.ledger.gone(task),
             Action::Lost { call, task } => self.ledger.lost(call, task),
             Action::Restored { call, task, resolution } => {
                 self.ledger.restored(call, task, resolution);
