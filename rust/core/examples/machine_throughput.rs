@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustdask_core::scheduler::Config;
 use rustdask_core::{
-    Action, Actions, CallId, CallSpec, Event, Outcome, Priority, Scheduler, TaskId, TaskSpec, Time, WorkerSpec,
+    Action, Actions, Amount, CallId, CallSpec, Event, Outcome, Priority, Resources, Scheduler, TaskId, TaskSpec, Time,
+    WorkerSpec,
 };
 
 /// Counts the bytes that are in use.
@@ -54,7 +55,7 @@ fn main() {
         "\n{:>7} {:>8} {:>10} {:>15} {:>11} {:>13} {:>14}",
         "graph", "workers", "tasks", "completions/s", "ns each", "ns to submit", "bytes/waiting"
     );
-    for (name, shape) in [("wide", wide as Shape), ("tree", tree), ("chains", chains)] {
+    for (name, shape) in [("wide", wide as Shape), ("tree", tree), ("chains", chains), ("gpus", gpus)] {
         for workers in [2, 1000] {
             for tasks in (3..8).map(|power| 10u64.pow(power)).filter(|&tasks| tasks <= most) {
                 graph(name, shape(tasks), workers);
@@ -63,8 +64,9 @@ fn main() {
     }
 }
 
-fn open(workers: u32) -> (Scheduler, Actions) {
-    let mut machine = Scheduler::new(Config { core_budget: workers, ..Config::default() });
+fn open(workers: u32, resources: &Resources) -> (Scheduler, Actions) {
+    let mut machine =
+        Scheduler::new(Config { core_budget: workers, start_resources: resources.clone(), ..Config::default() });
     let mut actions = Actions::default();
     let spec = CallSpec { cap: workers, crash_retries: 3, item_timeout: None, helper_expected: false, nested: false };
     machine.handle(Time::ZERO, Event::CallOpened { call: CALL, spec }, &mut actions);
@@ -72,13 +74,13 @@ fn open(workers: u32) -> (Scheduler, Actions) {
 }
 
 fn independent(workers: u32, tasks: u64) -> Duration {
-    let (mut machine, mut actions) = open(workers);
+    let (mut machine, mut actions) = open(workers, &Resources::NONE);
     let began = Instant::now();
     for task in 0..tasks {
         let event = Event::TaskSubmitted { call: CALL, task: TaskId(task), items: 1, urgent: false };
         machine.handle(Time::ZERO, event, &mut actions);
     }
-    let resolved = work_off(&mut machine, &mut actions).resolved;
+    let resolved = work_off(&mut machine, &mut actions, &Resources::NONE).resolved;
     machine.handle(Time::ZERO, Event::CallClosed { call: CALL }, &mut actions);
     assert_eq!(resolved, tasks);
     assert!(machine.is_empty());
@@ -100,6 +102,12 @@ fn task(id: u64, dependencies: &[u64], wanted: bool) -> TaskSpec {
 /// Independent tasks, each of which is wanted.
 fn wide(count: u64) -> Vec<TaskSpec> {
     (0..count).map(|id| task(id, &[], true)).collect()
+}
+
+/// Independent tasks that need half a GPU each. Every worker has one.
+fn gpus(count: u64) -> Vec<TaskSpec> {
+    let half = Resources::new([("GPU", Amount::from_f64(0.5).expect("is small"))]);
+    (0..count).map(|id| TaskSpec { resources: half.clone(), ..task(id, &[], true) }).collect()
 }
 
 /// Results are added up two by two, as soon as there are two.
@@ -130,16 +138,17 @@ fn chains(count: u64) -> Vec<TaskSpec> {
 fn graph(name: &str, tasks: Vec<TaskSpec>, workers: u32) {
     let count = tasks.len();
     let wanted: Vec<TaskId> = tasks.iter().filter(|task| task.wanted).map(|task| task.task).collect();
-    let (mut machine, mut actions) = open(workers);
-    let parcel =
-        std::mem::size_of_val(&tasks[..]) + tasks.iter().map(|task| 8 * task.dependencies.len()).sum::<usize>();
+    let asks = tasks.iter().any(|task| !task.resources.is_empty());
+    let resources = Resources::new(asks.then_some(("GPU", Amount::whole(1))));
+    let (mut machine, mut actions) = open(workers, &resources);
+    let parcel = size_of_val(&tasks[..]) + tasks.iter().map(heap_bytes).sum::<usize>();
     let before = IN_USE.load(Ordering::Relaxed) - parcel;
     let began = Instant::now();
     machine.handle(Time::ZERO, Event::GraphSubmitted { call: CALL, tasks }, &mut actions);
     let submitted = began.elapsed();
     let bytes = IN_USE.load(Ordering::Relaxed).saturating_sub(before);
     let began = Instant::now();
-    let done = work_off(&mut machine, &mut actions);
+    let done = work_off(&mut machine, &mut actions, &resources);
     let worked = began.elapsed().as_secs_f64();
     assert_eq!((done.ran, done.resolved), (count as u64, wanted.len() as u64));
     machine.handle(Time::ZERO, Event::TasksReleased { call: CALL, tasks: wanted }, &mut actions);
@@ -154,6 +163,11 @@ fn graph(name: &str, tasks: Vec<TaskSpec>, workers: u32) {
     );
 }
 
+fn heap_bytes(task: &TaskSpec) -> usize {
+    let named = task.resources.iter().map(|(name, _)| name.len() + size_of::<(Box<str>, Amount)>());
+    size_of_val(&task.dependencies[..]) + named.sum::<usize>()
+}
+
 #[derive(Default)]
 struct Done {
     ran: u64,
@@ -161,7 +175,7 @@ struct Done {
 }
 
 /// Carries out actions until there are none: workers start at once, and tasks take no time.
-fn work_off(machine: &mut Scheduler, actions: &mut Actions) -> Done {
+fn work_off(machine: &mut Scheduler, actions: &mut Actions, resources: &Resources) -> Done {
     let mut done = Done::default();
     let mut batch = Vec::new();
     while !actions.is_empty() {
@@ -169,7 +183,8 @@ fn work_off(machine: &mut Scheduler, actions: &mut Actions) -> Done {
         for action in batch.drain(..) {
             match action {
                 Action::StartWorker { worker } => {
-                    let spec = WorkerSpec { depth: 2, only: None, killable: true, ..WorkerSpec::default() };
+                    let spec =
+                        WorkerSpec { depth: 2, only: None, killable: true, resources: resources.clone(), host: None };
                     machine.handle(Time::ZERO, Event::WorkerJoined { worker, spec }, actions);
                 }
                 Action::Run { worker, task, attempt } => {
