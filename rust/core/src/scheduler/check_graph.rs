@@ -109,6 +109,8 @@ impl Scheduler {
                 ensure(!twice, || format!("{at:?} is in two queues"))?;
             }
         }
+        let bound = expected.values().filter(|(_, stand, _)| stand.0.is_some()).count();
+        ensure(bound == self.bound_ready, || format!("{} bound, but found {bound}", self.bound_ready))?;
         ensure(found == expected, || format!("ready: {expected:?}, but found {found:?}"))?;
         for (id, worker) in &self.roster.workers {
             let found = at_home.remove(id).unwrap_or_default();

@@ -3,88 +3,18 @@
 //! Ready tasks that ask for the same are a class, and stand in a queue of their own, so that they hold up no
 //! others. Such a task goes to an idle worker only, and holds its resources until it is off that worker.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroU32;
-
 use crate::action::Resolution;
 use crate::id::{TaskId, WorkerId};
 use crate::resources::{Grant, Resources};
-use crate::task::TaskSpec;
 
 use super::call::Call;
+use super::classes::ClassIx;
 use super::node::State;
 use super::place::Pick;
 use super::pool::{could_give, PoolKey};
-use super::ready::Stand;
+use super::ready::{ReadyQueue, Stand};
 use super::worker::Worker;
 use super::{Out, Scheduler};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct ClassIx(NonZeroU32);
-
-type Workers = Option<Box<[WorkerId]>>;
-
-#[derive(Debug, Default)]
-struct Class {
-    needs: Resources,
-    /// Sorted.
-    workers: Workers,
-    tasks: u32,
-    /// The last outlook in which a worker was there for it, or could come.
-    hopeful_at: u64,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Classes {
-    all: BTreeMap<ClassIx, Class>,
-    known: BTreeMap<(Resources, Workers), ClassIx>,
-    newest: u32,
-}
-
-impl Classes {
-    /// The class of one more task; `None` for one that any worker may run.
-    pub(super) fn enter(&mut self, spec: &TaskSpec) -> Option<ClassIx> {
-        if spec.resources.is_empty() && spec.workers.is_none() {
-            return None;
-        }
-        let mut workers = spec.workers.clone();
-        if let Some(workers) = &mut workers {
-            workers.sort_unstable();
-        }
-        let newest = &mut self.newest;
-        let key = (spec.resources.clone(), workers);
-        let (needs, workers) = key.clone();
-        let at = *self.known.entry(key).or_insert_with(|| {
-            *newest = newest.wrapping_add(1).max(1);
-            ClassIx(NonZeroU32::new(*newest).unwrap_or(NonZeroU32::MIN))
-        });
-        self.all.entry(at).or_insert(Class { needs, workers, tasks: 0, hopeful_at: 0 }).tasks += 1;
-        Some(at)
-    }
-
-    pub(super) fn leave(&mut self, at: ClassIx) {
-        let Some(class) = self.all.get_mut(&at) else { return };
-        class.tasks -= 1;
-        if class.tasks == 0 {
-            if let Some(class) = self.all.remove(&at) {
-                self.known.remove(&(class.needs, class.workers));
-            }
-        }
-    }
-
-    pub(super) fn needs(&self, at: ClassIx) -> Option<&Resources> {
-        self.all.get(&at).map(|class| &class.needs)
-    }
-
-    /// A worker for it was there in this outlook, or could come.
-    pub(super) fn is_hopeful(&self, at: ClassIx, outlook: u64) -> bool {
-        self.all.get(&at).is_some_and(|class| class.hopeful_at == outlook)
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty() && self.known.is_empty()
-    }
-}
 
 impl Scheduler {
     /// What a task holds of its worker's resources, while it is on one.
@@ -103,26 +33,57 @@ impl Scheduler {
         if call.ready.bound.is_empty() || self.roster.idle() == 0 || self.core_allowance(call) == 0 {
             return None;
         }
-        let picks = call.ready.bound.iter().filter_map(|(&class, queue)| {
+        let anywhere = call.ready.bound.range(ClassIx::any_worker()).filter_map(|(&class, queue)| {
+            let worker = self.roster.pools.idle_with(self.classes.needs(class)?)?;
+            Some((class, queue, worker))
+        });
+        let picks = anywhere.chain(self.pinned_pairs(call)).filter_map(|(class, queue, worker)| {
             let (rank, node) = queue.first()?;
-            let worker = self.idle_of_class(class)?;
             Some((rank, Pick { worker, task: Some((Stand::Bound(class), rank, node)) }))
         });
         picks.min_by_key(|(rank, _)| *rank).map(|(_, pick)| pick)
     }
 
-    fn idle_of_class(&self, at: ClassIx) -> Option<WorkerId> {
-        let class = self.classes.all.get(&at)?;
-        if let Some(workers) = &class.workers {
-            let suits = |id: &WorkerId| self.roster.worker(*id).is_some_and(|w| self.suits(w, &class.needs));
-            return workers.iter().copied().find(suits);
+    /// Idle workers with classes that name them. Starts from whichever are fewer.
+    fn pinned_pairs<'a>(
+        &'a self,
+        call: &'a Call,
+    ) -> Box<dyn Iterator<Item = (ClassIx, &'a ReadyQueue, WorkerId)> + 'a> {
+        let bound = &call.ready.bound;
+        if self.roster.idle() < bound.len() {
+            let pairs = self.roster.idle_coldest_first().flat_map(|id| self.classes.naming(id).map(move |at| (id, at)));
+            let suiting = pairs.filter(|&(id, at)| self.suits(id, at));
+            return Box::new(suiting.filter_map(|(id, at)| Some((at, bound.get(&at)?, id))));
         }
-        self.roster.pools.idle_with(&class.needs)
+        Box::new(bound.range(ClassIx::certain_workers()).filter_map(|(&at, queue)| {
+            let named = self.classes.get(at)?.workers.as_deref()?;
+            Some((at, queue, named.iter().copied().find(|&id| self.suits(id, at))?))
+        }))
     }
 
-    fn suits(&self, worker: &Worker, needs: &Resources) -> bool {
+    fn suits(&self, id: WorkerId, at: ClassIx) -> bool {
+        let Some((worker, needs)) = self.roster.worker(id).zip(self.classes.needs(at)) else {
+            return false;
+        };
         let has = needs.is_empty() || worker.pool.is_some_and(|pool| self.roster.pools.has_left(pool, needs));
         worker.is_idle() && worker.is_shared() && has
+    }
+
+    /// A ready task is bound to the worker, or to what it has. Nothing is prefetched for it: it would never be idle
+    /// as long as there are other tasks.
+    pub(super) fn is_reserved(&self, id: WorkerId) -> bool {
+        if self.bound_ready == 0 {
+            return false;
+        }
+        let Some(worker) = self.roster.worker(id) else { return false };
+        let could = |at: ClassIx| self.classes.needs(at).is_some_and(|needs| self.could_suit(worker, needs));
+        let calls = self.hungry.iter().filter_map(|id| self.calls.get(id));
+        let takes = |call: &&Call| !call.paused && (call.room() > 0 || call.engaged.contains_key(&id));
+        let mut waiting = calls.filter(takes).map(|call| &call.ready.bound);
+        waiting.any(|bound| {
+            let named = self.classes.naming(id).any(|at| bound.contains_key(&at) && could(at));
+            named || bound.range(ClassIx::any_worker()).any(|(&at, _)| could(at))
+        })
     }
 
     /// Fails the ready tasks for which there is no worker, and to which none will come.
@@ -142,7 +103,7 @@ impl Scheduler {
             }
         }
         for class in hopeful {
-            if let Some(class) = self.classes.all.get_mut(&class) {
+            if let Some(class) = self.classes.get_mut(class) {
                 class.hopeful_at = self.outlook;
             }
         }
@@ -165,7 +126,7 @@ impl Scheduler {
 
     /// A worker is there that could run tasks of the class some day, or may yet come.
     fn has_hope(&self, at: ClassIx) -> bool {
-        let Some(class) = self.classes.all.get(&at) else { return false };
+        let Some(class) = self.classes.get(at) else { return false };
         let able = |id: &WorkerId| self.roster.worker(*id).is_some_and(|w| self.could_suit(w, &class.needs));
         match &class.workers {
             Some(workers) => workers.iter().any(|id| self.roster.is_starting(*id) || able(id)),
@@ -185,7 +146,7 @@ impl Scheduler {
 
     /// A worker that is started on demand has what the class needs.
     fn is_startable(&self, at: ClassIx) -> bool {
-        let class = self.classes.all.get(&at).filter(|class| class.workers.is_none());
+        let class = self.classes.get(at).filter(|class| class.workers.is_none());
         class.is_some_and(|class| could_give(&self.config.start_resources, &class.needs))
     }
 

@@ -34,6 +34,7 @@ impl Scheduler {
         node.state = State::Ready { home };
         let stand = stand(node.class, home);
         if let Stand::Bound(class) = stand {
+            self.bound_ready += 1;
             self.outlook_changed |= !self.classes.is_hopeful(class, self.outlook);
         }
         if let Some(open) = self.calls.get_mut(&call) {
@@ -51,6 +52,7 @@ impl Scheduler {
         let node = &self.graph[at];
         let State::Ready { home } = node.state else { return };
         let (rank, call, stand) = (Rank::of(node), node.call, stand(node.class, home));
+        self.bound_ready -= usize::from(matches!(stand, Stand::Bound(_)));
         if let Some(open) = self.calls.get_mut(&call) {
             open.ready.remove(stand, rank);
         }
@@ -176,7 +178,8 @@ impl Scheduler {
     /// least.
     pub(super) fn ready_to_prefetch(&self, id: crate::CallId, call: &Call) -> Option<Pick> {
         let stirred = self.stirred.iter().copied().filter(|worker| {
-            call.engaged.contains_key(worker) && self.roster.worker(*worker).is_some_and(|w| w.takes_more(id))
+            let takes = call.engaged.contains_key(worker) && !self.is_reserved(*worker);
+            takes && self.roster.worker(*worker).is_some_and(|w| w.takes_more(id))
         });
         let mut picks = stirred.filter_map(|worker| self.prefetch_pick(worker, call));
         picks.next().or_else(|| self.prefetch_pick(self.engaged_with_room(id, call)?, call))
@@ -198,7 +201,7 @@ impl Worker {
     }
 }
 
-fn stand(class: Option<super::grants::ClassIx>, home: Option<WorkerId>) -> Stand {
+fn stand(class: Option<super::classes::ClassIx>, home: Option<WorkerId>) -> Stand {
     match (class, home) {
         (Some(class), _) => Stand::Bound(class),
         (None, Some(home)) => Stand::Home(home),

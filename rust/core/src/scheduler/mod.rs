@@ -22,6 +22,7 @@ mod balance;
 mod call;
 mod check;
 mod check_graph;
+mod classes;
 mod endings;
 mod grants;
 mod graph;
@@ -51,7 +52,7 @@ use crate::id::{CallId, EventSeq, WorkerId};
 use crate::resources::Resources;
 
 use call::Call;
-use grants::Classes;
+use classes::Classes;
 use graph::Graph;
 use live::Live;
 use roster::Roster;
@@ -126,6 +127,8 @@ pub struct Scheduler {
     classes: Classes,
     /// Workers that something has happened to in this event, or to their tasks.
     stirred: Vec<WorkerId>,
+    /// Ready tasks that are bound to resources or workers.
+    bound_ready: usize,
     /// Bound tasks may have lost their last hope.
     outlook_changed: bool,
     /// Changes when workers come or go, or will not come.
@@ -164,6 +167,7 @@ impl Scheduler {
             graph: Graph::default(),
             classes: Classes::default(),
             stirred: Vec::new(),
+            bound_ready: 0,
             outlook_changed: false,
             outlook: 1,
             live: Live::default(),

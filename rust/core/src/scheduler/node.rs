@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 use crate::task::Priority;
 
-use super::grants::ClassIx;
+use super::classes::ClassIx;
 use super::list::List;
 
 /// Place of a task in the table. Used again after the task is gone.

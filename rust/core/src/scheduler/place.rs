@@ -157,12 +157,14 @@ impl Scheduler {
     /// The least loaded worker that holds tasks of the call already. Looks through the shorter list.
     pub(super) fn engaged_with_room(&self, id: CallId, call: &Call) -> Option<WorkerId> {
         let roomy = self.roster.roomy();
-        let fits = |worker: WorkerId| self.roster.worker(worker).filter(|w| w.takes_more(id));
+        let most = self.most_looked_at();
+        let open = |worker: WorkerId| self.roster.worker(worker).filter(|_| !self.is_reserved(worker));
+        let fits = |worker: WorkerId| open(worker).filter(|w| w.takes_more(id));
         if roomy.len() <= call.engaged.len() {
-            let mut own = roomy.filter(|(_, worker)| call.engaged.contains_key(worker));
+            let mut own = roomy.filter(|(_, worker)| call.engaged.contains_key(worker)).take(most);
             return own.find(|&(_, worker)| fits(worker).is_some()).map(|(_, worker)| worker);
         }
-        let own = call.engaged.keys().filter_map(|&worker| Some((fits(worker)?.slots.len(), worker)));
+        let own = call.engaged.keys().take(most).filter_map(|&worker| Some((fits(worker)?.slots.len(), worker)));
         own.min().map(|(_, worker)| worker)
     }
 
@@ -172,8 +174,17 @@ impl Scheduler {
         if call.room() == 0 || self.may_start() || (call.spec.nested && !call.is_alone()) {
             return None;
         }
-        let mut roomy = self.roster.roomy().map(|(_, worker)| worker);
-        roomy.find(|&id| self.roster.worker(id).is_some_and(Worker::is_shared))
+        let mut roomy = self.roster.roomy().map(|(_, worker)| worker).take(self.most_looked_at());
+        roomy.find(|&id| self.roster.worker(id).is_some_and(Worker::is_shared) && !self.is_reserved(id))
+    }
+
+    /// Workers to try before the search is given up. Without bound tasks the first one will do.
+    fn most_looked_at(&self) -> usize {
+        if self.bound_ready == 0 {
+            usize::MAX
+        } else {
+            16
+        }
     }
 
     /// Fails what waits where no worker can be started and none will come to it: an error, not a hang.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::id::{TaskId, WorkerId};
 use crate::task::Priority;
 
-use super::grants::ClassIx;
+use super::classes::ClassIx;
 use super::node::{Node, NodeIx};
 
 /// Compares in the order in which tasks go out.

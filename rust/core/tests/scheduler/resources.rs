@@ -135,3 +135,34 @@ fn where_none_can_be_started_that_could_run_it_a_task_fails() {
     w.graph(1, [needs(1.0, task(11, &[]))]);
     w.claim([start(3)]);
 }
+
+#[test]
+fn a_worker_that_others_keep_supplied_is_left_to_become_idle_for_a_bound_task() {
+    let mut w = cluster();
+    w.joined(A, with(1.0));
+    w.open(1, call(1));
+    w.graph(1, [task(10, &[]), task(11, &[]), task(12, &[]), task(13, &[])]);
+    w.claim([run(A, 10), run(A, 11)]);
+    w.graph(1, [needs(1.0, task(20, &[])), pinned(&[A], task(21, &[]))]);
+    w.made(A, 10, 1);
+    w.made(A, 11, 1);
+    w.claim([done(1, 10, A), done(1, 11, A), run(A, 20)]);
+    w.made(A, 20, 1);
+    w.claim([done(1, 20, A), run(A, 21), run(A, 12)]);
+}
+
+#[test]
+fn a_bound_task_of_one_call_is_not_held_up_by_the_tasks_of_another() {
+    let mut w = cluster();
+    w.joined(A, process(2));
+    w.open(1, call(1));
+    w.open(2, call(1));
+    for task in 10..14 {
+        w.submit(1, task);
+    }
+    w.graph(2, [pinned(&[A], task(20, &[]))]);
+    w.claim([run(A, 10), run(A, 11)]);
+    w.finished(A, 10);
+    w.finished(A, 11);
+    w.claim([done(1, 10, A), done(1, 11, A), run(A, 20), run(A, 12)]);
+}
