@@ -7,9 +7,10 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use crate::event::Time;
-use crate::id::{TaskId, WorkerId};
+use crate::id::{CallId, TaskId, WorkerId};
 
 use super::call::Call;
+use super::classes::ClassIx;
 use super::node::{NodeIx, State};
 use super::place::Pick;
 use super::ready::{Rank, ReadyQueue, Stand};
@@ -20,6 +21,8 @@ use super::Scheduler;
 const MANY_HOLDERS: usize = 8;
 /// So many homes are looked at for a task that pays to move.
 const MOST_LOOKED_AT: usize = 4;
+/// Of so many inputs the sizes are added up; more are taken to be like these.
+const MOST_WEIGHED: usize = 64;
 /// So many workers that tasks have come home to are looked at after each event.
 pub(super) const MOST_STIRRED: usize = 16;
 
@@ -96,8 +99,9 @@ impl Scheduler {
         let inputs = links.iter().map(|link| &self.graph[link.node]);
         let mut near = inputs.filter(|input| input.holders().len() <= MANY_HOLDERS);
         if links.len() == 1 {
-            let holders = near.next()?.holders();
-            return holders.iter().map(|holder| holder.worker).find(|id| self.is_home(*id));
+            let mut holders = near.next()?.holders().iter().map(|holder| holder.worker);
+            let idle = |id: &WorkerId| self.is_home(*id) && self.roster.worker(*id).is_some_and(Worker::is_idle);
+            return holders.clone().find(idle).or_else(|| holders.find(|id| self.is_home(*id)));
         }
         let pairs = near.flat_map(|input| input.holders().iter().map(|holder| (holder.worker, input.size_bytes())));
         let mut bytes: Vec<(WorkerId, u64)> = pairs.collect();
@@ -163,20 +167,22 @@ impl Scheduler {
     }
 
     fn moving_time(&self, at: NodeIx, to: WorkerId) -> Duration {
-        let inputs = self.graph[at].dependencies.as_slice().iter().map(|link| &self.graph[link.node]);
-        let far = inputs.filter(|input| {
+        let links = self.graph[at].dependencies.as_slice();
+        let sample = links.iter().take(MOST_WEIGHED).map(|link| &self.graph[link.node]);
+        let far = sample.filter(|input| {
             let holders = input.holders();
             holders.len() <= MANY_HOLDERS && holders.iter().all(|holder| holder.worker != to)
         });
         let bytes = far.fold(0u64, |sum, input| sum.saturating_add(input.size_bytes()));
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.config.bandwidth_bytes_per_s.max(1));
+        let bytes = u128::from(bytes) * links.len().max(1) as u128 / links.len().clamp(1, MOST_WEIGHED) as u128;
+        let nanos = bytes.saturating_mul(1_000_000_000) / u128::from(self.config.bandwidth_bytes_per_s.max(1));
         let transfer = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         self.config.latency.saturating_add(transfer)
     }
 
     /// A task to prefetch for a worker of the call that something has happened to, or else for the one that has
     /// least.
-    pub(super) fn ready_to_prefetch(&self, id: crate::CallId, call: &Call) -> Option<Pick> {
+    pub(super) fn ready_to_prefetch(&self, id: CallId, call: &Call) -> Option<Pick> {
         let stirred = self.stirred.iter().copied().filter(|worker| {
             let takes = call.engaged.contains_key(worker) && !self.is_reserved(*worker);
             takes && self.roster.worker(*worker).is_some_and(|w| w.takes_more(id))
@@ -201,7 +207,7 @@ impl Worker {
     }
 }
 
-fn stand(class: Option<super::classes::ClassIx>, home: Option<WorkerId>) -> Stand {
+fn stand(class: Option<ClassIx>, home: Option<WorkerId>) -> Stand {
     match (class, home) {
         (Some(class), _) => Stand::Bound(class),
         (None, Some(home)) => Stand::Home(home),

@@ -133,3 +133,16 @@ fn what_needs_one_result_is_spread_over_all_workers() {
     let least = ms(1 + count * 11 / 10 / 16);
     assert!(time < least * 105 / 100, "{time:?}, though {least:?} would do");
 }
+
+#[test]
+fn of_workers_that_have_the_same_an_idle_one_is_taken() {
+    let mut w = World::with_workers(config(), 2, process(1));
+    w.open(1, call(2));
+    w.graph(1, [task(10, &[])]);
+    w.made(0, 10, 1);
+    w.claim([run(0, 10), done(1, 10, 0)]);
+    w.copied(1, 10);
+    w.graph(1, [task(11, &[])]);
+    w.graph(1, [task(12, &[10])]);
+    w.claim([run(0, 11), run(1, 12)]);
+}
