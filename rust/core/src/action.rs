@@ -6,7 +6,7 @@ use crate::id::{Attempt, CallId, EventSeq, TaskId, WorkerId};
 pub enum KillReason {
     /// A task on it overran its time limit.
     TimedOut,
-    /// Its call was closed while it was running.
+    /// What it runs was cancelled, or its call closed.
     Cancelled,
 }
 
@@ -27,43 +27,53 @@ pub enum Resolution {
     },
     /// No worker could be started to run it.
     NoWorkers,
+    /// It needs, at first or second hand, the result of `cause`, which failed by itself.
+    DependencyFailed {
+        cause: TaskId,
+    },
+    /// It was cancelled, or something that it depends on.
+    Cancelled,
+    /// No worker has what it asks for, and none can come that has.
+    Unrunnable,
+    /// It depends on a task that is not there, or on itself.
+    Broken,
+}
+
+impl Resolution {
+    /// There is a result.
+    pub fn is_ok(&self) -> bool {
+        matches!(self, Resolution::Finished { outcome: crate::Outcome::Ok, .. })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Start a worker under this id; answered by `WorkerJoined` or `WorkerLost`.
-    StartWorker {
-        worker: WorkerId,
-    },
-    Run {
-        worker: WorkerId,
-        task: TaskId,
-        attempt: Attempt,
-    },
+    StartWorker { worker: WorkerId },
+    /// Hand a task to the worker. What that needs to know of a task of a graph is to be asked at once:
+    /// [`crate::Scheduler::dependencies`], their [`crate::Scheduler::holders`], and what is
+    /// [`crate::Scheduler::granted`].
+    Run { worker: WorkerId, task: TaskId, attempt: Attempt },
     /// Ask the worker to give back what it has not begun of the task; answered by `TaskReturned`,
     /// or by `TaskFinished` where that is on its way already.
-    Retract {
-        worker: WorkerId,
-        task: TaskId,
-        attempt: Attempt,
-    },
+    Retract { worker: WorkerId, task: TaskId, attempt: Attempt },
     /// The task was cut to its first `kept` items; submit the rest as new urgent tasks.
-    Remainder {
-        call: CallId,
-        task: TaskId,
-        kept: u32,
-    },
+    Remainder { call: CallId, task: TaskId, kept: u32 },
     /// End the worker at once; answered by `WorkerLost`.
-    Kill {
-        worker: WorkerId,
-        reason: KillReason,
-    },
-    /// Tell the submitter; exactly once for each task of a call that is still open.
-    Resolve {
-        call: CallId,
-        task: TaskId,
-        resolution: Resolution,
-    },
+    Kill { worker: WorkerId, reason: KillReason },
+    /// Tell the submitter; exactly once for each task of a call that is still open. Of a graph's tasks, for each
+    /// that is wanted until then.
+    Resolve { call: CallId, task: TaskId, resolution: Resolution },
+    /// Nobody needs the result: the worker may drop it.
+    Forget { worker: WorkerId, task: TaskId },
+    /// The task of a graph is forgotten: it is neither run again nor asked for. What the shell keeps for it, like
+    /// what it runs or why it failed, can go. Not said of the tasks of a call that is closed: they all go.
+    Gone { task: TaskId },
+    /// The result of a task that was resolved, and is wanted still, is gone with the workers that had it. It is
+    /// being computed again; answered by `Restored`.
+    Lost { call: CallId, task: TaskId },
+    /// A lost result is there again, or will not be: as the resolution says.
+    Restored { call: CallId, task: TaskId, resolution: Resolution },
 }
 
 /// Buffer that [`crate::Scheduler::handle`] appends to; the shell drains it.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::id::{Attempt, CallId, TaskId, WorkerId};
+use crate::id::{Attempt, CallId, HostId, TaskId, WorkerId};
+use crate::resources::Resources;
+use crate::task::TaskSpec;
 
 /// Time since the driver started. The machine never reads a clock; it is told.
 pub type Time = Duration;
@@ -25,7 +27,7 @@ pub struct CallSpec {
 }
 
 /// What a worker is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct WorkerSpec {
     /// Most tasks it may hold, running one included. 1: none is prefetched.
     pub depth: u32,
@@ -33,6 +35,10 @@ pub struct WorkerSpec {
     pub only: Option<CallId>,
     /// Can be ended in mid-task (a process). A thread cannot.
     pub killable: bool,
+    /// What its tasks may hold of it, together.
+    pub resources: Resources,
+    /// Workers of the same host share the resources that the first of them has brought.
+    pub host: Option<HostId>,
 }
 
 /// How an attempt at a task ended.
@@ -69,6 +75,37 @@ pub enum Event {
         items: u32,
         urgent: bool,
     },
+    /// Tasks that take each other's results. One that is there already, and is not wanted any more, is wanted
+    /// again. One that depends on a task that is not there, or on itself, ends with
+    /// [`crate::Resolution::Broken`].
+    GraphSubmitted {
+        call: CallId,
+        tasks: Vec<TaskSpec>,
+    },
+    /// The submitter does not want these results any more. What nobody needs is freed, or not run; what
+    /// runs is left to its end. Nothing more is said about the tasks.
+    TasksReleased {
+        call: CallId,
+        tasks: Vec<TaskId>,
+    },
+    /// These tasks, unless they have finished, and all that depends on them end with
+    /// [`crate::Resolution::Cancelled`]. `force`: the workers that run them are ended, where they can be.
+    /// They stay wanted until they are released.
+    TasksCancelled {
+        call: CallId,
+        tasks: Vec<TaskId>,
+        force: bool,
+    },
+    /// The worker has got a copy of a result of another.
+    ReplicaAdded {
+        worker: WorkerId,
+        task: TaskId,
+    },
+    /// The worker does not have the result that it made or copied.
+    ReplicaLost {
+        worker: WorkerId,
+        task: TaskId,
+    },
     /// A worker is ready: one that [`crate::Action::StartWorker`] asked for, or a helper with an id of its own.
     WorkerJoined {
         worker: WorkerId,
@@ -83,9 +120,13 @@ pub enum Event {
         task: TaskId,
         attempt: Attempt,
         outcome: Outcome,
+        /// Of the result, which the worker keeps if it is that of a task of a graph.
+        size_bytes: u64,
     },
     /// Answer to [`crate::Action::Retract`]: the worker keeps the first `kept` items.
     /// 0: it had not begun, and has dropped the task. All: nothing was left to give back.
+    /// Also unasked, with 0, from a worker that cannot get at what the task depends on; the copies that it
+    /// could not get are reported before, with [`Event::ReplicaLost`].
     TaskReturned {
         worker: WorkerId,
         task: TaskId,

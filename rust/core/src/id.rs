@@ -25,6 +25,10 @@ id!(
     WorkerId(u32)
 );
 id!(
+    /// What has resources that several workers share: the threads of one process, the workers of one machine.
+    HostId(u64)
+);
+id!(
     /// How often a task has been handed out before. A report that carries another number is stale.
     Attempt(u32)
 );

@@ -10,9 +10,13 @@ pub mod event;
 pub mod frame;
 pub mod id;
 pub mod message;
+pub mod resources;
 pub mod scheduler;
+pub mod task;
 
 pub use action::{Action, Actions, KillReason, Resolution};
 pub use event::{CallSpec, Event, Outcome, Time, WorkerSpec};
-pub use id::{Attempt, BlobId, CallId, EventSeq, SegmentId, TaskId, WorkerId};
+pub use id::{Attempt, BlobId, CallId, EventSeq, HostId, SegmentId, TaskId, WorkerId};
+pub use resources::{Amount, Grant, Resources};
 pub use scheduler::Scheduler;
+pub use task::{Priority, TaskSpec};

@@ -13,8 +13,8 @@ use proptest::sample::Index;
 use common::HELPER;
 use rustdask_core::scheduler::Config;
 use rustdask_core::{
-    Action, Actions, Attempt, CallId, CallSpec, Event, Outcome, Resolution, Scheduler, TaskId, Time, WorkerId,
-    WorkerSpec,
+    Action, Actions, Amount, Attempt, CallId, CallSpec, Event, HostId, Outcome, Priority, Resolution, Resources,
+    Scheduler, TaskId, TaskSpec, Time, WorkerId, WorkerSpec,
 };
 
 /// Tasks from here on are numbered by the player; those below are whatever an event says.
@@ -68,7 +68,50 @@ fn call_spec() -> impl Strategy<Value = CallSpec> {
 
 fn worker_spec() -> impl Strategy<Value = WorkerSpec> {
     let only = proptest::option::weighted(0.2, call_id());
-    (0..4u32, only, any::<bool>()).prop_map(|(depth, only, killable)| WorkerSpec { depth, only, killable })
+    let host = proptest::option::weighted(0.3, (0..2u64).prop_map(HostId));
+    (0..4u32, only, any::<bool>(), resources(), host).prop_map(|(depth, only, killable, resources, host)| WorkerSpec {
+        depth,
+        only,
+        killable,
+        resources,
+        host,
+    })
+}
+
+fn resources() -> impl Strategy<Value = Resources> {
+    prop_oneof![
+        3 => Just(Resources::NONE),
+        1 => (0..4u32).prop_map(|half| {
+            Resources::new([("GPU", Amount::from_f64(f64::from(half) / 2.0).expect("is small"))])
+        })
+    ]
+}
+
+fn task_spec() -> impl Strategy<Value = TaskSpec> {
+    let workers = proptest::option::weighted(0.1, vec(worker_id(), 0..3));
+    let rest = (0..3i32, 0..2u32, resources(), workers, any::<bool>());
+    (task_id(), vec(task_id(), 0..4), rest).prop_map(
+        |(task, dependencies, (user, retries, resources, workers, wanted))| TaskSpec {
+            task,
+            dependencies: dependencies.into(),
+            priority: Priority { user, ..Priority::default() },
+            retries,
+            resources,
+            workers: workers.map(Into::into),
+            wanted,
+        },
+    )
+}
+
+fn graph_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (call_id(), vec(task_spec(), 0..20)).prop_map(|(call, tasks)| Event::GraphSubmitted { call, tasks }),
+        1 => (call_id(), vec(task_id(), 0..9)).prop_map(|(call, tasks)| Event::TasksReleased { call, tasks }),
+        1 => (call_id(), vec(task_id(), 0..3), any::<bool>())
+            .prop_map(|(call, tasks, force)| Event::TasksCancelled { call, tasks, force }),
+        1 => (worker_id(), task_id()).prop_map(|(worker, task)| Event::ReplicaAdded { worker, task }),
+        1 => (worker_id(), task_id()).prop_map(|(worker, task)| Event::ReplicaLost { worker, task }),
+    ]
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -82,12 +125,13 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (worker_id(), worker_spec()).prop_map(|(worker, spec)| Event::WorkerJoined { worker, spec }),
         1 => worker_id().prop_map(|worker| Event::WorkerLost { worker }),
         2 => (worker_id(), task_id(), attempt(), outcome()).prop_map(|(worker, task, attempt, outcome)| {
-            Event::TaskFinished { worker, task, attempt, outcome }
+            Event::TaskFinished { worker, task, attempt, outcome, size_bytes: 0 }
         }),
         2 => (worker_id(), task_id(), attempt(), any::<u32>()).prop_map(|(worker, task, attempt, kept)| {
             Event::TaskReturned { worker, task, attempt, kept }
         }),
         1 => Just(Event::TimePassed),
+        4 => graph_event(),
     ]
 }
 
@@ -107,7 +151,13 @@ fn step() -> impl Strategy<Value = Step> {
 fn config() -> impl Strategy<Value = Config> {
     let max_workers = prop_oneof![0..4u32, Just(u32::MAX)];
     (0..4u32, 0..4u32, 0..4u64, max_workers).prop_map(|(core_budget, max_start_failures, split_ms, max_workers)| {
-        Config { core_budget, max_start_failures, split_after: Duration::from_millis(split_ms), max_workers }
+        Config {
+            core_budget,
+            max_start_failures,
+            split_after: Duration::from_millis(split_ms),
+            max_workers,
+            ..Config::default()
+        }
     })
 }
 
@@ -149,7 +199,7 @@ impl Player {
             Step::Lose(index) => Event::WorkerLost { worker: pick(index, &self.ordered)? },
             Step::Finish(index) => {
                 let (worker, task, attempt) = pick(index, &self.handed_out)?;
-                Event::TaskFinished { worker, task, attempt, outcome: Outcome::Ok }
+                Event::TaskFinished { worker, task, attempt, outcome: Outcome::Ok, size_bytes: 0 }
             }
             Step::Return(index, kept) => {
                 let (worker, task, attempt) = pick(index, &self.handed_out)?;
@@ -271,9 +321,10 @@ impl Hunt {
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::StartWorker { worker } => self
-                .events
-                .push_back(Event::WorkerJoined { worker, spec: WorkerSpec { depth: 1, only: None, killable: true } }),
+            Action::StartWorker { worker } => self.events.push_back(Event::WorkerJoined {
+                worker,
+                spec: WorkerSpec { depth: 1, only: None, killable: true, ..WorkerSpec::default() },
+            }),
             Action::Run { worker, task, attempt } => {
                 let (first, items) = self.tasks[task.0 as usize];
                 let dies = (first..first + items).contains(&self.culprit);
@@ -281,7 +332,7 @@ impl Hunt {
                 self.events.push_back(if dies {
                     Event::WorkerLost { worker }
                 } else {
-                    Event::TaskFinished { worker, task, attempt, outcome: Outcome::Ok }
+                    Event::TaskFinished { worker, task, attempt, outcome: Outcome::Ok, size_bytes: 0 }
                 });
             }
             Action::Remainder { task, kept, .. } => {
@@ -296,7 +347,7 @@ impl Hunt {
                     _ => self.crashed.push((first, items)),
                 }
             }
-            Action::Retract { .. } | Action::Kill { .. } => {}
+            _ => {}
         }
     }
 }

@@ -77,19 +77,30 @@ impl Scheduler {
         (asked as usize) < call.room().min(self.thieves(call))
     }
 
-    /// The last task of the worker that has most of the call waiting.
+    /// The last task of the worker that has most of the call waiting. Looks no further than need be: with many
+    /// workers, that is most of the cost of a call that comes to its end.
     fn recallable(&self, id: CallId, call: &Call) -> Option<Move> {
         if call.unstarted == call.recalls {
             return None;
         }
-        let mut best: Option<(usize, WorkerId, usize)> = None;
-        for (worker_id, worker) in self.engaged_to_stay(call) {
+        let possible = self.roster.deepest().saturating_sub(1);
+        let (mut most, mut best) = (0, None);
+        for (&worker_id, &held) in &call.engaged {
+            if held <= most {
+                continue;
+            }
+            let Some(worker) = self.roster.worker(worker_id).filter(|worker| !worker.leaving) else {
+                continue;
+            };
             let (count, last) = worker.recallable(id, self.now).fold((0, 0), |(count, _), at| (count + 1, at));
-            if count > best.map_or(0, |(most, ..)| most) {
-                best = Some((count, worker_id, last));
+            if count > most {
+                (most, best) = (count, Some(Move::Whole(worker_id, vec![last])));
+                if most >= possible {
+                    break;
+                }
             }
         }
-        best.map(|(_, worker, at)| Move::Whole(worker, vec![at]))
+        best
     }
 
     /// All tasks of the call on a worker that runs something else. The call may not engage one more worker,

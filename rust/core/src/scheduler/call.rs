@@ -4,10 +4,13 @@
 //! change it, and `check` recomputes it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use crate::event::{CallSpec, Time};
 use crate::id::{Attempt, TaskId, WorkerId};
 
+use super::node::NodeIx;
+use super::ready::Ready;
 use super::worker::{Ask, Slot};
 
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct Task {
     pub(super) attempt: Attempt,
     /// Workers that died while they ran it.
     pub(super) deaths: u32,
+    /// Its place in the table, if it belongs to a graph.
+    pub(super) node: Option<NodeIx>,
 }
 
 impl Task {
@@ -37,6 +42,10 @@ pub(super) struct Call {
     /// Handed out before, and come back.
     requeued: VecDeque<Task>,
     fresh: VecDeque<Task>,
+    /// Tasks of graphs that wait for nothing but a worker.
+    pub(super) ready: Ready,
+    /// How long a task of its graphs runs, the last ones counting most.
+    pub(super) mean: Option<Duration>,
     /// Workers that take tasks of this call only.
     pub(super) helpers: BTreeSet<WorkerId>,
     /// Workers that hold tasks of the call, and how many.
@@ -60,6 +69,8 @@ impl Call {
             urgent: VecDeque::new(),
             requeued: VecDeque::new(),
             fresh: VecDeque::new(),
+            ready: Ready::default(),
+            mean: None,
             helpers: BTreeSet::new(),
             engaged: BTreeMap::new(),
             unstarted: 0,
@@ -87,15 +98,21 @@ impl Call {
         self.fresh.pop_front()
     }
 
-    /// Tasks that may be handed out now.
+    /// Tasks that may be handed out now, to any worker.
     pub(super) fn available(&self) -> usize {
+        let ready = if self.paused { 0 } else { self.ready.unbound() };
+        self.in_line() + ready
+    }
+
+    /// Those of them that do not belong to graphs.
+    pub(super) fn in_line(&self) -> usize {
         let fresh = if self.paused { 0 } else { self.fresh.len() };
         self.urgent.len() + self.requeued.len() + fresh
     }
 
-    /// Tasks that no worker holds, whether they may be handed out now or not.
+    /// Tasks that wait for a worker, whether they may be handed out now or not.
     pub(super) fn waiting(&self) -> usize {
-        self.urgent.len() + self.requeued.len() + self.fresh.len()
+        self.urgent.len() + self.requeued.len() + self.fresh.len() + self.ready.len()
     }
 
     pub(super) fn waiting_tasks(&self) -> impl Iterator<Item = &Task> {
@@ -115,7 +132,12 @@ impl Call {
 
     /// Another worker could do something for the call, now or later.
     pub(super) fn is_hungry(&self) -> bool {
-        self.available() > 0 || self.unstarted > 0 || !self.splits.is_empty()
+        self.available() > 0 || self.unstarted > 0 || !self.splits.is_empty() || !self.ready.bound.is_empty()
+    }
+
+    /// Learns from a task of a graph that ran so long.
+    pub(super) fn took(&mut self, time: Duration) {
+        self.mean = Some(self.mean.map_or(time, |mean| (mean * 7).saturating_add(time) / 8));
     }
 
     /// Counts a task that `worker` holds.
@@ -124,6 +146,11 @@ impl Call {
         self.unstarted += u32::from(!head);
         self.recalls += u32::from(slot.ask == Some(Ask::Whole));
         self.splits_asked += u32::from(slot.ask == Some(Ask::Tail));
+    }
+
+    /// Counts that a task which was behind another has begun.
+    pub(super) fn begin(&mut self) {
+        self.unstarted -= 1;
     }
 
     /// Takes back what [`Call::gain`] counted.

@@ -9,9 +9,9 @@ use super::call::Call;
 use super::worker::Worker;
 use super::Scheduler;
 
-type Verdict = Result<(), String>;
+pub(super) type Verdict = Result<(), String>;
 
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Verdict {
+pub(super) fn ensure(holds: bool, what: impl FnOnce() -> String) -> Verdict {
     if holds {
         Ok(())
     } else {
@@ -30,7 +30,9 @@ impl Scheduler {
             self.check_call(id, call)?;
             self.check_engaged(id, call)?;
             self.check_nothing_left_lying(id, call)?;
+            self.check_ready(id)?;
         }
+        self.check_graph()?;
         self.roster.check()
     }
 
@@ -38,7 +40,7 @@ impl Scheduler {
     fn check_tasks(&self) -> Verdict {
         let waiting = self.calls.values().flat_map(Call::waiting_tasks).map(|task| task.id);
         let slots = self.roster.workers.values().flat_map(|worker| &worker.slots);
-        let held = slots.filter(|slot| slot.wanted).map(|slot| slot.task.id);
+        let held = slots.filter(|slot| slot.wanted && slot.task.node.is_none()).map(|slot| slot.task.id);
         let all: Vec<TaskId> = waiting.chain(held).collect();
         let distinct: BTreeSet<TaskId> = all.iter().copied().collect();
         ensure(all.len() == distinct.len(), || format!("a task is in two places: {all:?}"))?;
@@ -94,7 +96,8 @@ impl Scheduler {
     fn check_nothing_left_lying(&self, id: CallId, call: &Call) -> Verdict {
         let idle =
             self.idle_helpers(call).next().is_some() || (self.roster.idle() > 0 && self.core_allowance(call) > 0);
-        let waits = idle && call.room() > 0 && call.available() > 0;
+        let open = if call.paused { 0 } else { call.ready.open.len() };
+        let waits = idle && call.room() > 0 && call.in_line() + open > 0;
         ensure(!waits, || format!("{id:?} waits beside an idle worker: {call:?}"))?;
         let lies = idle && call.room() > 0 && call.recalls == 0 && self.has_recallable(id, call);
         ensure(!lies, || format!("{id:?} has tasks lying on busy workers beside an idle one: {call:?}"))

@@ -4,35 +4,65 @@
 
 use crate::action::{Action, KillReason};
 use crate::id::{CallId, WorkerId};
+use crate::resources::Grant;
 
+use super::call::{Call, Task};
+use super::node::{NodeIx, State};
+use super::place::Pick;
 use super::worker::{Ask, Filing, Slot, Worker};
 use super::{Out, Scheduler};
 
 impl Scheduler {
-    /// Hands the call's next task to the worker.
-    pub(super) fn hand_out(&mut self, call: CallId, to: WorkerId, out: &mut Out<'_>) {
+    /// Hands a task of the call to a worker.
+    pub(super) fn hand_out(&mut self, call: CallId, pick: Pick, out: &mut Out<'_>) {
+        let to = pick.worker;
+        let mut grants = None;
+        let task = match pick.task {
+            None => self.calls.get_mut(&call).and_then(Call::pop),
+            Some((.., node)) => {
+                grants = self.grants_for(node, to);
+                Some(self.assign(node, to))
+            }
+        };
+        let Some(task) = task else { return };
         let Some(worker) = self.roster.workers.get_mut(&to) else {
             return;
         };
         let Some(from) = self.calls.get_mut(&call) else {
             return;
         };
-        let Some(task) = from.pop() else { return };
         let head = worker.slots.is_empty();
         if head {
             worker.head_since = self.now;
         }
         out.push(Action::Run { worker: to, task: task.id, attempt: task.attempt });
-        let slot = Slot::new(call, task);
+        let slot = Slot { grants, ..Slot::new(call, task) };
         from.gain(to, &slot, head);
         worker.slots.push_back(slot);
         self.refile(to);
+    }
+
+    /// The ready task as the worker will hold it.
+    fn assign(&mut self, at: NodeIx, to: WorkerId) -> Task {
+        self.unqueue(at);
+        let node = &mut self.graph[at];
+        node.state = State::Assigned { worker: to, attempt: node.attempt };
+        Task { id: node.id, items: 1, attempt: node.attempt, deaths: node.deaths, node: Some(at) }
+    }
+
+    fn grants_for(&mut self, at: NodeIx, on: WorkerId) -> Option<Box<[Grant]>> {
+        let needs = self.classes.needs(self.graph[at].class?)?;
+        let pool = self.roster.worker(on)?.pool?;
+        self.roster.pools.take(pool, needs).filter(|grants| !grants.is_empty())
     }
 
     /// Takes a task off the worker: it does not hold it any more.
     pub(super) fn take_off(&mut self, from: WorkerId, at: usize) -> Option<Slot> {
         let worker = self.roster.workers.get_mut(&from)?;
         let slot = worker.slots.remove(at)?;
+        if let Some((pool, grants)) = worker.pool.zip(slot.grants.as_deref()) {
+            self.roster.pools.give_back(pool, grants);
+        }
         if let Some(call) = self.calls.get_mut(&slot.call).filter(|_| slot.wanted) {
             call.lose(from, &slot, at == 0);
         }
@@ -41,12 +71,14 @@ impl Scheduler {
             worker.rested = self.seq.0;
             if let Some(next) = worker.slots.front().filter(|next| next.wanted) {
                 if let Some(call) = self.calls.get_mut(&next.call) {
-                    call.lose(from, next, false);
-                    call.gain(from, next, true);
+                    call.begin();
                 }
             }
         }
         self.refile(from);
+        if !self.graph.is_empty() {
+            self.stir(from);
+        }
         Some(slot)
     }
 
@@ -74,10 +106,13 @@ impl Scheduler {
             self.edit(id, at, |slot| slot.ask = None);
         }
         self.refile(id);
+        self.evict(id);
     }
 
     /// Takes a worker out, with all that it holds.
     pub(super) fn take_out(&mut self, id: WorkerId) -> Option<Worker> {
+        self.roster.workers.get_mut(&id)?.leaving = true;
+        self.evict(id);
         let worker = self.roster.workers.get_mut(&id)?;
         for (at, slot) in worker.slots.iter().enumerate() {
             if let Some(call) = self.calls.get_mut(&slot.call).filter(|_| slot.wanted) {
@@ -88,6 +123,7 @@ impl Scheduler {
             call.helpers.remove(&id);
         }
         self.refile_as(id, Filing::default());
+        self.change_outlook();
         self.roster.remove(id)
     }
 
@@ -115,9 +151,13 @@ impl Scheduler {
 
     /// Brings the indexes up to date with the worker's state.
     pub(super) fn refile(&mut self, id: WorkerId) {
-        if let Some(worker) = self.roster.worker(id) {
-            let filing = self.filing(worker);
-            self.refile_as(id, filing);
+        let Some(worker) = self.roster.workers.get_mut(&id) else {
+            return;
+        };
+        let head_call = worker.slots.front().and_then(|slot| self.calls.get(&slot.call));
+        let new = worker.filing(head_call.map(|call| &call.spec), self.config.split_after);
+        if worker.filed != new {
+            self.refile_as(id, new);
         }
     }
 

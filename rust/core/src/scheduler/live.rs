@@ -24,6 +24,10 @@ impl Hasher for InOrder {
         }
     }
 
+    fn write_u32(&mut self, id: u32) {
+        self.write_u64(u64::from(id));
+    }
+
     fn write_u64(&mut self, id: u64) {
         self.0 = id ^ (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) << 57);
     }

@@ -5,23 +5,41 @@
 //! - Actions depend only on the sequence of events and their times.
 //! - Each task of a call that stays open is resolved exactly once.
 //! - No more than `cap` workers hold tasks of a call at any moment.
+//! - A task of a graph runs when all that it depends on has a result, and only if somebody needs its own. Nothing is
+//!   kept that nobody needs. A result that is lost and needed is computed again.
+//! - No more of a resource is given to tasks than its worker, or its host, has.
 //! - A report about an attempt that its worker does not hold is dropped, in one place, and counted.
 //!
 //! Assumes that a worker runs what it is handed in order, one task at a time, so the head of its queue is
 //! the task that runs, and needs no message to say so.
 //!
-//! Each event goes through three steps: it changes the state (`transition`, `report`), tasks that overran their
-//! time are ended (`report`), and work is handed out (`place`) or moved to workers that have none (`balance`).
+//! Each event goes through four steps: it changes the state (`transition`, `report`; for graphs `submit`, `endings`,
+//! `recover`), tasks that overran their time are ended (`report`), what is not needed any more is freed and what is
+//! ready is queued (`wants`), and work is handed out (`place`, for graphs `locality` and `grants`) or moved to workers
+//! that have none (`balance`).
 
 mod balance;
 mod call;
 mod check;
+mod check_graph;
+mod classes;
+mod endings;
+mod grants;
+mod graph;
 mod hold;
+mod list;
 mod live;
+mod locality;
+mod node;
 mod place;
+mod pool;
+mod ready;
+mod recover;
 mod report;
 mod roster;
+mod submit;
 mod transition;
+mod wants;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +49,11 @@ use crate::action::{Action, Actions};
 use crate::event::{Event, Time};
 use crate::id::{CallId, EventSeq, WorkerId};
 
+use crate::resources::Resources;
+
 use call::Call;
+use classes::Classes;
+use graph::Graph;
 use live::Live;
 use roster::Roster;
 
@@ -45,11 +67,27 @@ pub struct Config {
     pub split_after: Duration,
     /// Most workers that exist at once, helpers not counted.
     pub max_workers: u32,
+    /// What a worker will have that is started on demand.
+    pub start_resources: Resources,
+    /// Workers may join that nobody asked for: tasks wait for them, however long.
+    pub open: bool,
+    /// What moving a result to another worker costs, to weigh against waiting for one that has it.
+    pub bandwidth_bytes_per_s: u64,
+    pub latency: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { core_budget: 1, max_start_failures: 3, split_after: Duration::from_millis(2), max_workers: u32::MAX }
+        Config {
+            core_budget: 1,
+            max_start_failures: 3,
+            split_after: Duration::from_millis(2),
+            max_workers: u32::MAX,
+            start_resources: Resources::NONE,
+            open: false,
+            bandwidth_bytes_per_s: 1_000_000_000,
+            latency: Duration::from_micros(200),
+        }
     }
 }
 
@@ -60,8 +98,10 @@ pub struct Stats {
     pub calls: usize,
     /// Tasks not yet resolved.
     pub tasks: usize,
-    /// Those of them that no worker holds.
+    /// Those of them that wait for a worker and for nothing else.
     pub queued: usize,
+    /// Tasks of graphs that are known, finished or not.
+    pub known: usize,
     /// Workers that have joined and are not lost, helpers included.
     pub workers: usize,
     /// Workers asked for that have neither joined nor failed.
@@ -83,7 +123,17 @@ pub struct Scheduler {
     now: Time,
     calls: BTreeMap<CallId, Call>,
     roster: Roster,
-    /// Tasks not yet resolved, to notice one that is submitted twice.
+    graph: Graph,
+    classes: Classes,
+    /// Workers that something has happened to in this event, or to their tasks.
+    stirred: Vec<WorkerId>,
+    /// Ready tasks that are bound to resources or workers.
+    bound_ready: usize,
+    /// Bound tasks may have lost their last hope.
+    outlook_changed: bool,
+    /// Changes when workers come or go, or will not come.
+    outlook: u64,
+    /// Tasks that belong to no graph and are not yet resolved, to notice one that is submitted twice.
     live: Live,
     /// Calls that could use another worker. May lag in keeping a call, never in missing one.
     hungry: BTreeSet<CallId>,
@@ -114,6 +164,12 @@ impl Scheduler {
             now: Time::ZERO,
             calls: BTreeMap::new(),
             roster: Roster::default(),
+            graph: Graph::default(),
+            classes: Classes::default(),
+            stirred: Vec::new(),
+            bound_ready: 0,
+            outlook_changed: false,
+            outlook: 1,
             live: Live::default(),
             hungry: BTreeSet::new(),
             turn: CallId(0),
@@ -129,22 +185,22 @@ impl Scheduler {
         self.now = self.now.max(now);
         self.apply(event, &mut out);
         self.expire(&mut out);
+        self.settle(&mut out);
+        self.give_up_bound(&mut out);
         self.place(&mut out);
+        self.settle(&mut out);
     }
 
     /// When to send [`Event::TimePassed`] unless another event comes first: a task will overrun its
     /// limit, or a running one has become long enough to be split for a worker that is idle.
     pub fn next_deadline(&self) -> Option<Time> {
         let overrun = self.roster.next_deadline();
-        match (overrun, self.next_split()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [overrun, self.next_split(), self.next_move()].into_iter().flatten().min()
     }
 
     /// No call is open. Workers may well be there.
     pub fn is_empty(&self) -> bool {
-        self.calls.is_empty() && self.live.is_empty()
+        self.calls.is_empty() && self.live.is_empty() && self.graph.is_empty() && self.classes.is_empty()
     }
 
     /// Number that the next event will get.
@@ -157,16 +213,18 @@ impl Scheduler {
         self.roster.worker(worker).map(|w| w.slots.len())
     }
 
-    /// Workers that any call may use and that have nothing to do, the one that rested longest first:
-    /// the order in which to let them go.
+    /// Workers that any call may use and that have nothing to do and no result that is needed, the one that
+    /// rested longest first: the order in which to let them go.
     pub fn idle_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
-        self.roster.idle_coldest_first()
+        let idle = self.roster.idle_coldest_first();
+        idle.filter(|id| self.roster.worker(*id).is_some_and(|worker| worker.results.is_empty()))
     }
 
     pub fn stats(&self) -> Stats {
         Stats {
             calls: self.calls.len(),
-            tasks: self.live.len(),
+            tasks: self.live.len() + self.graph.active,
+            known: self.graph.len(),
             queued: self.calls.values().map(Call::waiting).sum(),
             workers: self.roster.len(),
             starting: self.roster.starting(),

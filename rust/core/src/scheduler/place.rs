@@ -9,8 +9,22 @@ use crate::action::{Action, Resolution};
 use crate::id::{CallId, WorkerId};
 
 use super::call::Call;
+use super::node::NodeIx;
+use super::ready::{Rank, Stand};
 use super::worker::Worker;
 use super::{Out, Scheduler};
+
+/// A worker, and the ready task of a graph that it gets; `None`: the call's next task in line.
+pub(super) struct Pick {
+    pub(super) worker: WorkerId,
+    pub(super) task: Option<(Stand, Rank, NodeIx)>,
+}
+
+impl Pick {
+    fn next(worker: WorkerId) -> Pick {
+        Pick { worker, task: None }
+    }
+}
 
 impl Scheduler {
     /// Hands out what can be handed out. All that an event may have made possible is done here.
@@ -22,17 +36,18 @@ impl Scheduler {
         self.take_turns(Self::prefetcher_for, out);
         self.rebalance(out);
         self.give_up(out);
+        self.stirred.clear();
     }
 
     /// Hands out one task of each call in turn, until no call finds a worker.
-    fn take_turns(&mut self, find: fn(&Self, CallId, &Call) -> Option<WorkerId>, out: &mut Out<'_>) {
+    fn take_turns(&mut self, find: fn(&Self, CallId, &Call) -> Option<Pick>, out: &mut Out<'_>) {
         let mut misses = 0;
         while misses < self.hungry.len() {
             let id = self.next_turn();
             self.turn = id;
             match self.calls.get(&id).and_then(|call| find(self, id, call)) {
-                Some(worker) => {
-                    self.hand_out(id, worker, out);
+                Some(pick) => {
+                    self.hand_out(id, pick, out);
                     misses = 0;
                 }
                 None => misses += 1,
@@ -41,16 +56,33 @@ impl Scheduler {
     }
 
     fn next_turn(&self) -> CallId {
+        if self.hungry.len() == 1 {
+            return self.hungry.first().copied().unwrap_or(self.turn);
+        }
         let after = (Bound::Excluded(self.turn), Bound::Unbounded);
         let next = self.hungry.range(after).next().or(self.hungry.first());
         next.copied().unwrap_or(self.turn)
     }
 
     /// An idle worker for the call's next task: its helper, or the one that worked last.
-    fn idle_for(&self, _: CallId, call: &Call) -> Option<WorkerId> {
-        if call.available() == 0 || call.room() == 0 {
+    fn idle_for(&self, _: CallId, call: &Call) -> Option<Pick> {
+        if call.room() == 0 {
             return None;
         }
+        if call.in_line() > 0 {
+            return self.idle_worker(call).map(Pick::next);
+        }
+        if call.paused || call.ready.is_empty() {
+            return None;
+        }
+        self.bound_pick(call).or_else(|| self.owner_pick(call)).or_else(|| {
+            let worker = self.idle_worker(call)?;
+            let task = call.ready.first_for(worker);
+            task.map(|task| Pick { worker, task: Some(task) }).or_else(|| self.moving_pick(worker, call))
+        })
+    }
+
+    fn idle_worker(&self, call: &Call) -> Option<WorkerId> {
         let helper = self.idle_helpers(call).next();
         helper.or_else(|| self.roster.warmest_idle().filter(|_| self.core_allowance(call) > 0))
     }
@@ -86,7 +118,7 @@ impl Scheduler {
         }
     }
 
-    fn may_start(&self) -> bool {
+    pub(super) fn may_start(&self) -> bool {
         self.start_failures < self.config.max_start_failures
             && self.roster.shared_or_starting() < self.config.max_workers as usize
     }
@@ -97,7 +129,7 @@ impl Scheduler {
         let mut wanted = 0;
         for call in self.hungry.iter().filter_map(|id| self.calls.get(id)) {
             let held_back = call.unstarted as usize;
-            let mut more = call.room().min(call.available() + held_back);
+            let mut more = call.room().min(call.available() + self.bound_to_start_for(call) + held_back);
             more = more.saturating_sub(self.idle_helpers(call).count());
             if call.spec.nested {
                 more = more.min(spare_cores.max(usize::from(call.is_alone())));
@@ -110,23 +142,29 @@ impl Scheduler {
 
     /// A worker that has something to do, for the call's next task to wait on. Tasks for which a worker is
     /// starting wait for that.
-    fn prefetcher_for(&self, id: CallId, call: &Call) -> Option<WorkerId> {
+    fn prefetcher_for(&self, id: CallId, call: &Call) -> Option<Pick> {
         if call.available() <= call.room().min(self.roster.starting()) {
             return None;
         }
+        if call.in_line() == 0 {
+            let ready = self.ready_to_prefetch(id, call);
+            return ready.or_else(|| self.prefetch_pick(self.newly_engaged(call)?, call));
+        }
         let engaged = self.engaged_with_room(id, call);
-        engaged.or_else(|| self.newly_engaged(call))
+        engaged.or_else(|| self.newly_engaged(call)).map(Pick::next)
     }
 
     /// The least loaded worker that holds tasks of the call already. Looks through the shorter list.
-    fn engaged_with_room(&self, id: CallId, call: &Call) -> Option<WorkerId> {
+    pub(super) fn engaged_with_room(&self, id: CallId, call: &Call) -> Option<WorkerId> {
         let roomy = self.roster.roomy();
-        let fits = |worker: WorkerId| self.roster.worker(worker).filter(|w| w.takes_more(id));
+        let most = self.most_looked_at();
+        let open = |worker: WorkerId| self.roster.worker(worker).filter(|_| !self.is_reserved(worker));
+        let fits = |worker: WorkerId| open(worker).filter(|w| w.takes_more(id));
         if roomy.len() <= call.engaged.len() {
-            let mut own = roomy.filter(|(_, worker)| call.engaged.contains_key(worker));
+            let mut own = roomy.filter(|(_, worker)| call.engaged.contains_key(worker)).take(most);
             return own.find(|&(_, worker)| fits(worker).is_some()).map(|(_, worker)| worker);
         }
-        let own = call.engaged.keys().filter_map(|&worker| Some((fits(worker)?.slots.len(), worker)));
+        let own = call.engaged.keys().take(most).filter_map(|&worker| Some((fits(worker)?.slots.len(), worker)));
         own.min().map(|(_, worker)| worker)
     }
 
@@ -136,21 +174,34 @@ impl Scheduler {
         if call.room() == 0 || self.may_start() || (call.spec.nested && !call.is_alone()) {
             return None;
         }
-        let mut roomy = self.roster.roomy().map(|(_, worker)| worker);
-        roomy.find(|&id| self.roster.worker(id).is_some_and(Worker::is_shared))
+        let mut roomy = self.roster.roomy().map(|(_, worker)| worker).take(self.most_looked_at());
+        roomy.find(|&id| self.roster.worker(id).is_some_and(Worker::is_shared) && !self.is_reserved(id))
+    }
+
+    /// Workers to try before the search is given up. Without bound tasks the first one will do.
+    fn most_looked_at(&self) -> usize {
+        if self.bound_ready == 0 {
+            usize::MAX
+        } else {
+            16
+        }
     }
 
     /// Fails what waits where no worker can be started and none will come to it: an error, not a hang.
     fn give_up(&mut self, out: &mut Out<'_>) {
         let hopeless = self.start_failures >= self.config.max_start_failures;
-        if !(hopeless || self.config.max_workers == 0) || self.roster.starting() > 0 {
+        let none_comes = hopeless || self.config.max_workers == 0;
+        if self.config.open || !none_comes || self.roster.starting() > 0 {
             return;
         }
         let hungry = self.hungry.iter().copied();
         let forsaken: Vec<CallId> = hungry.filter(|id| self.is_forsaken(*id)).collect();
         for &call in &forsaken {
             while let Some(task) = self.calls.get_mut(&call).and_then(Call::pop) {
-                self.resolve(call, task.id, Resolution::NoWorkers, out);
+                self.resolve(call, &task, Resolution::NoWorkers, out);
+            }
+            while let Some((.., node)) = self.calls.get(&call).and_then(|call| call.ready.iter().next()) {
+                self.fail(node, Resolution::NoWorkers, out);
             }
         }
         if !forsaken.is_empty() {

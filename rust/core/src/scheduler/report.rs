@@ -1,11 +1,21 @@
 //! What is said about tasks: reports of workers, and how each task ended.
 
 use crate::action::{Action, KillReason, Resolution};
-use crate::event::Outcome;
+use crate::event::{Outcome, Time};
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
 use super::call::Task;
+use super::node::NodeIx;
 use super::{Out, Scheduler};
+
+/// What a worker has of a task after its report.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    Nothing,
+    Result,
+    /// It runs it.
+    Task,
+}
 
 impl Scheduler {
     /// Ends the tasks that have overrun their time.
@@ -24,12 +34,30 @@ impl Scheduler {
         worker: WorkerId,
         task: TaskId,
         attempt: Attempt,
-        outcome: Outcome,
+        (outcome, size_bytes): (Outcome, u64),
         out: &mut Out<'_>,
     ) {
-        if let Some(at) = self.reported(worker, task, attempt, true, out) {
-            self.resolve_on(worker, at, Resolution::Finished { worker, outcome }, out);
-            self.take_off(worker, at);
+        let left = if outcome == Outcome::Ok { Left::Result } else { Left::Nothing };
+        let Some(at) = self.reported(worker, task, attempt, left, out) else {
+            return;
+        };
+        let began = self.roster.worker(worker).filter(|_| at == 0).map(|worker| worker.head_since);
+        let Some(slot) = self.take_off(worker, at) else {
+            return;
+        };
+        match slot.task.node {
+            Some(node) => {
+                self.learn(slot.call, began);
+                self.ended(node, slot.task, worker, (outcome, size_bytes), out);
+            }
+            None => self.resolve(slot.call, &slot.task, Resolution::Finished { worker, outcome }, out),
+        }
+    }
+
+    /// Notes how long the task of a graph ran.
+    fn learn(&mut self, call: CallId, began: Option<Time>) {
+        if let Some((call, began)) = self.calls.get_mut(&call).zip(began) {
+            call.took(self.now.saturating_sub(began));
         }
     }
 
@@ -41,12 +69,16 @@ impl Scheduler {
         kept: u32,
         out: &mut Out<'_>,
     ) {
-        let Some(at) = self.reported(worker, task, attempt, kept == 0, out) else {
+        let left = if kept == 0 { Left::Nothing } else { Left::Task };
+        let Some(at) = self.reported(worker, task, attempt, left, out) else {
             return;
         };
         if kept == 0 {
             if let Some(slot) = self.take_off(worker, at) {
-                self.requeue(slot.call, slot.task);
+                if let Some(node) = slot.task.node {
+                    self.graph[node].roams = slot.ask.is_some();
+                }
+                self.requeue(slot.call, slot.task, out);
             }
             return;
         }
@@ -62,14 +94,13 @@ impl Scheduler {
     }
 
     /// Place of the task that a worker reports. Here, and nowhere else, end the reports that are stale: of
-    /// attempts that the worker does not hold, and of tasks that nobody waits for. `left` says that the
-    /// worker is rid of the task.
+    /// attempts that the worker does not hold, and of tasks that nobody waits for.
     fn reported(
         &mut self,
         id: WorkerId,
         task: TaskId,
         attempt: Attempt,
-        left: bool,
+        left: Left,
         out: &mut Out<'_>,
     ) -> Option<usize> {
         let at = self.roster.find(id, task, attempt);
@@ -77,8 +108,13 @@ impl Scheduler {
             if worker.slots[at].wanted {
                 return Some(at);
             }
-            let in_vain = worker.spec.killable && !worker.leaving;
-            if left {
+            let slot = &worker.slots[at];
+            let in_vain = worker.spec.killable && !worker.leaving && (slot.forced || slot.task.node.is_none());
+            let kept = left == Left::Result && slot.task.node.is_some();
+            if kept && self.holders(task).all(|holder| holder != id) {
+                out.push(Action::Forget { worker: id, task });
+            }
+            if left != Left::Task {
                 self.take_off(id, at);
             } else if in_vain {
                 // It has begun a task that was disowned while it waited there.
@@ -93,8 +129,10 @@ impl Scheduler {
         self.roster.worker(worker).is_some_and(|w| w.spec.killable)
     }
 
-    pub(super) fn requeue(&mut self, call: CallId, task: Task) {
-        if let Some(open) = self.calls.get_mut(&call) {
+    pub(super) fn requeue(&mut self, call: CallId, task: Task, out: &mut Out<'_>) {
+        if let Some(node) = task.node {
+            self.back(node, task, out);
+        } else if let Some(open) = self.calls.get_mut(&call) {
             open.requeue(task);
             self.hungry.insert(call);
         }
@@ -102,14 +140,23 @@ impl Scheduler {
 
     fn resolve_on(&mut self, worker: WorkerId, at: usize, resolution: Resolution, out: &mut Out<'_>) {
         let slot = self.roster.worker(worker).and_then(|w| w.slots.get(at));
-        if let Some((call, task)) = slot.map(|slot| (slot.call, slot.task.id)) {
-            self.resolve(call, task, resolution, out);
+        if let Some((call, id, node)) = slot.map(|slot| (slot.call, slot.task.id, slot.task.node)) {
+            self.resolve_task(call, id, node, resolution, out);
         }
     }
 
     /// Says how a task ended, and forgets it.
-    pub(super) fn resolve(&mut self, call: CallId, task: TaskId, resolution: Resolution, out: &mut Out<'_>) {
-        self.live.remove(&task);
-        out.push(Action::Resolve { call, task, resolution });
+    pub(super) fn resolve(&mut self, call: CallId, task: &Task, resolution: Resolution, out: &mut Out<'_>) {
+        self.resolve_task(call, task.id, task.node, resolution, out);
+    }
+
+    fn resolve_task(&mut self, call: CallId, task: TaskId, node: Option<NodeIx>, how: Resolution, out: &mut Out<'_>) {
+        match node {
+            Some(node) => self.fail(node, how, out),
+            None => {
+                self.live.remove(&task);
+                out.push(Action::Resolve { call, task, resolution: how });
+            }
+        }
     }
 }

@@ -3,19 +3,23 @@
 //! The indexes follow from each worker's state; only [`Roster::refile`] changes them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
 
 use crate::event::Time;
 use crate::id::{Attempt, TaskId, WorkerId};
 
-use super::worker::{Filing, Shelf, Worker};
+use super::live::InOrder;
+use super::pool::Pools;
+use super::worker::{Filing, Shelf, Slot, Worker};
 
 /// Ids from here on are given by the shell, to helpers; those below by the machine.
 const FIRST_FOREIGN_ID: u32 = 1 << 31;
 
 #[derive(Debug, Default)]
 pub(super) struct Roster {
-    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    /// Never gone through to decide anything: its order means nothing.
+    pub(super) workers: HashMap<WorkerId, Box<Worker>, BuildHasherDefault<InOrder>>,
     /// Asked for; neither joined nor failed.
     starting: BTreeSet<WorkerId>,
     /// The one that worked last comes first: its caches are warm.
@@ -23,19 +27,29 @@ pub(super) struct Roster {
     /// Workers that hold something and take more, the one with least first.
     roomy: BTreeSet<(usize, WorkerId)>,
     deadlines: BTreeSet<(Time, WorkerId)>,
+    /// Idle workers that ready tasks are at home on.
+    owners: BTreeSet<WorkerId>,
+    pub(super) pools: Pools,
     busy: usize,
     /// Workers that any call may use.
     shared: usize,
     next_id: u32,
+    /// Most tasks that any worker so far could hold.
+    deepest: u32,
 }
 
 impl Roster {
     pub(super) fn worker(&self, id: WorkerId) -> Option<&Worker> {
-        self.workers.get(&id)
+        self.workers.get(&id).map(Box::as_ref)
     }
 
     pub(super) fn find(&self, id: WorkerId, task: TaskId, attempt: Attempt) -> Option<usize> {
         self.worker(id)?.find(task, attempt)
+    }
+
+    pub(super) fn slot(&self, id: WorkerId, task: TaskId, attempt: Attempt) -> Option<&Slot> {
+        let worker = self.worker(id)?;
+        worker.slots.get(worker.find(task, attempt)?)
     }
 
     /// An id for a new worker; `None` once all are used up.
@@ -61,14 +75,28 @@ impl Roster {
 
     pub(super) fn add(&mut self, id: WorkerId, worker: Worker) {
         self.shared += usize::from(worker.is_shared());
-        self.workers.insert(id, worker);
+        self.deepest = self.deepest.max(worker.spec.depth);
+        let mut worker = worker;
+        worker.pool = Worker::pool_of(id, &worker.spec);
+        if let Some(pool) = worker.pool {
+            self.pools.join(pool, &worker.spec.resources);
+        }
+        self.workers.insert(id, Box::new(worker));
     }
 
     /// Takes out a worker that is on no index any more.
     pub(super) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
         let worker = self.workers.remove(&id)?;
         self.shared -= usize::from(worker.is_shared());
-        Some(worker)
+        for grants in worker.slots.iter().filter_map(|slot| slot.grants.as_deref()) {
+            if let Some(pool) = worker.pool {
+                self.pools.give_back(pool, grants);
+            }
+        }
+        if let Some(pool) = worker.pool {
+            self.pools.leave(pool);
+        }
+        Some(*worker)
     }
 
     /// Moves a worker's entries in the indexes.
@@ -83,13 +111,23 @@ impl Roster {
             }
             self.deadlines.extend(new.deadline.map(|time| (time, id)));
         }
+        if old.owner != new.owner {
+            if new.owner {
+                self.owners.insert(id);
+            } else {
+                self.owners.remove(&id);
+            }
+        }
         self.busy = self.busy + usize::from(new.busy) - usize::from(old.busy);
     }
 
     fn unshelve(&mut self, id: WorkerId, shelf: Shelf) {
         match shelf {
             Shelf::Off => true,
-            Shelf::Idle(rested) => self.idle.remove(&(Reverse(rested), id)),
+            Shelf::Idle(rested) => {
+                self.offer(id, rested, false);
+                self.idle.remove(&(Reverse(rested), id))
+            }
             Shelf::Roomy(load) => self.roomy.remove(&(load, id)),
         };
     }
@@ -97,9 +135,27 @@ impl Roster {
     fn shelve(&mut self, id: WorkerId, shelf: Shelf) {
         match shelf {
             Shelf::Off => true,
-            Shelf::Idle(rested) => self.idle.insert((Reverse(rested), id)),
+            Shelf::Idle(rested) => {
+                self.offer(id, rested, true);
+                self.idle.insert((Reverse(rested), id))
+            }
             Shelf::Roomy(load) => self.roomy.insert((load, id)),
         };
+    }
+
+    /// Lets the pool know whether its worker is idle.
+    fn offer(&mut self, id: WorkerId, rested: u64, idle: bool) {
+        if let Some(pool) = self.workers.get(&id).and_then(|worker| worker.pool) {
+            self.pools.set_idle(pool, id, rested, idle);
+        }
+    }
+
+    pub(super) fn idle_owners(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        self.owners.iter().copied()
+    }
+
+    pub(super) fn is_starting(&self, id: WorkerId) -> bool {
+        self.starting.contains(&id)
     }
 
     pub(super) fn warmest_idle(&self) -> Option<WorkerId> {
@@ -134,6 +190,10 @@ impl Roster {
         self.workers.len()
     }
 
+    pub(super) fn deepest(&self) -> u32 {
+        self.deepest
+    }
+
     pub(super) fn starting(&self) -> usize {
         self.starting.len()
     }
@@ -161,6 +221,7 @@ impl Roster {
         let same = fresh.idle == self.idle
             && fresh.roomy == self.roomy
             && fresh.deadlines == self.deadlines
+            && fresh.owners == self.owners
             && (fresh.busy, fresh.shared) == (self.busy, self.shared);
         let twice = self.starting.iter().any(|id| self.workers.contains_key(id));
         if same && !twice {

@@ -16,10 +16,15 @@ impl Scheduler {
             Event::CallPaused { call, paused } => self.call_paused(call, paused),
             Event::HelperExcused { call } => self.helper_excused(call),
             Event::TaskSubmitted { call, task, items, urgent } => self.task_submitted(call, task, items, urgent),
+            Event::GraphSubmitted { call, tasks } => self.graph_submitted(call, tasks, out),
+            Event::TasksReleased { call, tasks } => self.tasks_released(call, &tasks),
+            Event::TasksCancelled { call, tasks, force } => self.tasks_cancelled(call, &tasks, force, out),
+            Event::ReplicaAdded { worker, task } => self.replica_added(worker, task, out),
+            Event::ReplicaLost { worker, task } => self.replica_lost(worker, task, out),
             Event::WorkerJoined { worker, spec } => self.worker_joined(worker, spec),
             Event::WorkerLost { worker } => self.worker_lost(worker, out),
-            Event::TaskFinished { worker, task, attempt, outcome } => {
-                self.task_finished(worker, task, attempt, outcome, out);
+            Event::TaskFinished { worker, task, attempt, outcome, size_bytes } => {
+                self.task_finished(worker, task, attempt, (outcome, size_bytes), out);
             }
             Event::TaskReturned { worker, task, attempt, kept } => {
                 self.task_returned(worker, task, attempt, kept, out);
@@ -41,6 +46,7 @@ impl Scheduler {
             return;
         };
         let engaged: Vec<WorkerId> = closed.engaged.keys().copied().collect();
+        self.close_graph(call, out);
         for worker in engaged {
             self.abandon(worker, call, out);
         }
@@ -71,7 +77,9 @@ impl Scheduler {
             let has_more = at > 0 || slot.task.items > 1;
             (at, slot.task.id, has_more && slot.ask.is_none())
         });
-        let ends = runs && killable && !leaving;
+        // The results of others are worth more than the time that is lost.
+        let spared = worker.slots.front().is_some_and(|slot| slot.task.node.is_some()) && !worker.results.is_empty();
+        let ends = runs && killable && !leaving && !spared;
         for (at, task, worth_asking) in slots.collect::<Vec<_>>() {
             self.live.remove(&task);
             self.disown(on, at);
@@ -101,10 +109,10 @@ impl Scheduler {
         let Some(open) = self.calls.get_mut(&call) else {
             return;
         };
-        if !self.live.insert(id) {
+        if self.graph.find(id).is_some() || !self.live.insert(id) {
             return;
         }
-        let task = Task { id, items: items.max(1), attempt: Attempt(0), deaths: 0 };
+        let task = Task { id, items: items.max(1), attempt: Attempt(0), deaths: 0, node: None };
         open.submit(task, urgent);
         self.hungry.insert(call);
     }
@@ -127,23 +135,26 @@ impl Scheduler {
             }
         }
         self.roster.add(id, worker);
+        self.change_outlook();
         self.refile(id);
     }
 
     fn worker_lost(&mut self, id: WorkerId, out: &mut Out<'_>) {
         if self.roster.stop_waiting_for(id) {
             self.start_failures = self.start_failures.saturating_add(1);
+            self.change_outlook();
             return;
         }
-        let Some(worker) = self.take_out(id) else {
+        let leaving = self.roster.worker(id).is_some_and(|worker| worker.leaving);
+        let Some(mut worker) = self.take_out(id) else {
             return;
         };
         // It did start: whoever takes its place deserves a try.
         self.start_failures = self.start_failures.min(self.config.max_start_failures - 1);
         // One that was told to end, or a helper that walked away, did not die of its task.
-        let mut blamed = worker.is_shared() && !worker.leaving;
+        let mut blamed = worker.is_shared() && !leaving;
         let mut back = Vec::with_capacity(worker.slots.len());
-        for mut slot in worker.slots {
+        for mut slot in std::mem::take(&mut worker.slots) {
             let running = std::mem::take(&mut blamed);
             if !slot.wanted {
                 continue;
@@ -158,14 +169,15 @@ impl Scheduler {
             slot.task.deaths += u32::from(running);
             if running && self.gives_up(slot.call, slot.task.deaths) {
                 let resolution = Resolution::WorkerCrashed { worker: id, deaths: slot.task.deaths };
-                self.resolve(slot.call, slot.task.id, resolution, out);
+                self.resolve(slot.call, &slot.task, resolution, out);
             } else {
                 back.push((slot.call, slot.task));
             }
         }
         for (call, task) in back.into_iter().rev() {
-            self.requeue(call, task);
+            self.requeue(call, task, out);
         }
+        self.results_lost(id, &mut worker, out);
     }
 
     fn gives_up(&self, call: CallId, deaths: u32) -> bool {

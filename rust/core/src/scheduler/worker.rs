@@ -6,7 +6,11 @@ use std::time::Duration;
 use crate::event::{CallSpec, Time, WorkerSpec};
 use crate::id::{Attempt, CallId, TaskId};
 
+use crate::resources::Grant;
+
 use super::call::Task;
+use super::node::NodeIx;
+use super::pool::PoolKey;
 
 /// What a worker was asked to give back, and has not answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +31,15 @@ pub(super) struct Slot {
     pub(super) ask: Option<Ask>,
     /// The worker answered a request; the next one is not before this.
     pub(super) ask_after: Time,
+    /// What it holds of the worker's resources.
+    pub(super) grants: Option<Box<[Grant]>>,
+    /// It was cancelled by force: a worker that has begun it is ended.
+    pub(super) forced: bool,
 }
 
 impl Slot {
     pub(super) fn new(call: CallId, task: Task) -> Slot {
-        Slot { task, call, wanted: true, ask: None, ask_after: Time::ZERO }
+        Slot { task, call, wanted: true, ask: None, ask_after: Time::ZERO, grants: None, forced: false }
     }
 
     pub(super) fn serves(&self, call: CallId) -> bool {
@@ -49,6 +57,12 @@ pub(super) struct Worker {
     pub(super) leaving: bool,
     /// What it holds, in the order in which it runs them. The first one is running.
     pub(super) slots: VecDeque<Slot>,
+    /// Results that it has.
+    pub(super) results: Vec<NodeIx>,
+    /// Ready tasks whose home it is.
+    pub(super) at_home: u32,
+    /// Whose resources its tasks hold.
+    pub(super) pool: Option<PoolKey>,
     /// When the first one could start.
     pub(super) head_since: Time,
     /// Number of the event at which it last became idle.
@@ -62,6 +76,8 @@ pub(super) struct Worker {
 pub(super) struct Filing {
     pub(super) shelf: Shelf,
     pub(super) busy: bool,
+    /// It is idle, and tasks are at home on it.
+    pub(super) owner: bool,
     pub(super) deadline: Option<Time>,
     pub(super) split: Option<(CallId, Time)>,
 }
@@ -84,6 +100,9 @@ impl Worker {
             counts,
             leaving: false,
             slots: VecDeque::new(),
+            results: Vec::new(),
+            at_home: 0,
+            pool: None,
             head_since: Time::ZERO,
             rested: 0,
             filed: Filing::default(),
@@ -133,6 +152,7 @@ impl Worker {
         Filing {
             shelf: self.shelf(),
             busy: self.counts && !self.slots.is_empty(),
+            owner: self.at_home > 0 && self.is_idle() && self.is_shared(),
             deadline: running.zip(head_call).and_then(|(slot, call)| self.deadline(slot, call)),
             split: running
                 .filter(|slot| slot.task.items > 1 && slot.ask.is_none())

@@ -2,6 +2,8 @@
 //! state is checked after each event, and an action that a test did not claim fails it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod graph;
+
 use std::time::Duration;
 
 use rustdask_core::scheduler::Config;
@@ -18,6 +20,8 @@ pub struct World {
     pub machine: Scheduler,
     pub now: Time,
     actions: Vec<Action>,
+    /// Tasks that the machine has forgotten. They need not be claimed.
+    pub gone: Vec<u64>,
 }
 
 impl World {
@@ -26,7 +30,7 @@ impl World {
     }
 
     pub fn with(config: Config) -> World {
-        World { machine: Scheduler::new(config), now: Time::ZERO, actions: Vec::new() }
+        World { machine: Scheduler::new(config), now: Time::ZERO, actions: Vec::new(), gone: Vec::new() }
     }
 
     /// A world with workers 0.. that are idle; the call that had them started is closed again.
@@ -51,7 +55,10 @@ impl World {
         self.machine.handle(self.now, event, &mut actions);
         for (cause, action) in actions.drain() {
             assert_eq!(cause, seq, "{action:?} names another event as its cause");
-            self.actions.push(action);
+            match action {
+                Action::Gone { task } => self.gone.push(task.0),
+                action => self.actions.push(action),
+            }
         }
         if let Err(what) = self.machine.check() {
             panic!("{what}");
@@ -117,6 +124,7 @@ impl World {
             task: TaskId(task),
             attempt: Attempt(attempt),
             outcome: OK,
+            size_bytes: 0,
         });
     }
 
@@ -157,15 +165,15 @@ pub fn call(cap: u32) -> CallSpec {
 }
 
 pub fn process(depth: u32) -> WorkerSpec {
-    WorkerSpec { depth, only: None, killable: true }
+    WorkerSpec { depth, only: None, killable: true, ..WorkerSpec::default() }
 }
 
 pub fn thread() -> WorkerSpec {
-    WorkerSpec { depth: 1, only: None, killable: false }
+    WorkerSpec { depth: 1, only: None, killable: false, ..WorkerSpec::default() }
 }
 
 pub fn helper(call: u64) -> WorkerSpec {
-    WorkerSpec { depth: 1, only: Some(CallId(call)), killable: false }
+    WorkerSpec { depth: 1, only: Some(CallId(call)), killable: false, ..WorkerSpec::default() }
 }
 
 pub fn start(worker: u32) -> Action {

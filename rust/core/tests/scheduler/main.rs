@@ -5,11 +5,17 @@ mod common;
 
 mod balance;
 mod closing;
+mod failures;
 mod faults;
+mod graphs;
 mod limits;
+mod locality;
 mod nesting;
 mod placement;
+mod recovery;
+mod resources;
 mod totality;
+mod wants;
 
 use common::{call, config, ms, process, World};
 use rustdask_core::CallSpec;

@@ -87,6 +87,10 @@ impl Ledger {
                 assert_eq!(deaths, call.spec.crash_retries + 1, "{id:?}");
                 assert_eq!(task.items, 1, "{id:?} fails with items that did nothing");
             }
+            Resolution::DependencyFailed { .. }
+            | Resolution::Cancelled
+            | Resolution::Unrunnable
+            | Resolution::Broken => panic!("{id:?} belongs to no graph"),
             Resolution::NoWorkers => assert!(task.held_by.is_none(), "{id:?} has a worker"),
         }
         call.unresolved -= 1;

@@ -65,6 +65,9 @@ impl World {
                 assert!(!self.threads && worker.0 < 1 << 31, "{worker:?} cannot be killed");
                 self.send(worker, Order::Die);
             }
+            Action::Forget { .. } | Action::Gone { .. } | Action::Lost { .. } | Action::Restored { .. } => {
+                panic!("{action:?} is not about a graph")
+            }
             Action::Remainder { call, task, kept } => self.split(call, task, kept),
             Action::Resolve { call, task, resolution } => {
                 let now = Duration::from_micros(self.now_us);

@@ -6,12 +6,14 @@
 
 mod calls;
 mod driver;
+mod graph;
 mod rng;
 mod submitters;
 mod worker;
 mod workshop;
 mod world;
 
+use graph::GraphWorld;
 use world::World;
 
 /// Says which seed replays a failure.
@@ -40,6 +42,21 @@ fn every_world_comes_to_a_good_end() {
         let trace = World::new(seed, false).play();
         if seed % 16 == 0 {
             assert_eq!(trace, World::new(seed, false).play(), "the same seed took another course");
+        }
+    }
+}
+
+#[test]
+fn every_world_of_graphs_comes_to_a_good_end() {
+    if let Some(seed) = number("RUSTDASK_SIM_SEED") {
+        GraphWorld::new(seed, true).play();
+        return;
+    }
+    for seed in 0..number("RUSTDASK_SIM_SEEDS").unwrap_or(200) {
+        let _replay = Replay(seed);
+        let trace = GraphWorld::new(seed, false).play();
+        if seed % 16 == 0 {
+            assert_eq!(trace, GraphWorld::new(seed, false).play(), "the same seed took another course");
         }
     }
 }

@@ -11,7 +11,7 @@ impl World {
         if self.ledger.calls.contains_key(&call) {
             let worker = WorkerId(self.next_helper);
             self.next_helper += 1;
-            self.joins(worker, WorkerSpec { depth: 1, only: Some(call), killable: false });
+            self.joins(worker, WorkerSpec { depth: 1, only: Some(call), killable: false, ..WorkerSpec::default() });
             if self.rng.chance(20) {
                 self.soon(10_000, Happening::HelperGoes(worker));
             }
@@ -144,7 +144,7 @@ impl World {
             let ran = job.items;
             sim.jobs.pop_front();
             let outcome = if self.rng.chance(90) { Outcome::Ok } else { Outcome::Err };
-            self.report(worker, Event::TaskFinished { worker, task, attempt, outcome }, ran);
+            self.report(worker, Event::TaskFinished { worker, task, attempt, outcome, size_bytes: 0 }, ran);
         }
         self.begin(worker);
     }

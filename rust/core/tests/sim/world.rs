@@ -86,6 +86,7 @@ impl World {
             max_start_failures: rng.small(1, 4),
             split_after: Duration::from_micros(rng.range(100, 3000)),
             max_workers: if bounded { rng.small(1, 5) } else { u32::MAX },
+            ..Config::default()
         };
         let mut world = World {
             machine: Scheduler::new(config),
@@ -180,7 +181,8 @@ impl World {
             Happening::HelperComes(call) => self.helper_comes(call),
             Happening::HelperGoes(worker) => self.helper_goes(worker),
             Happening::Started(worker, true) => {
-                let spec = WorkerSpec { depth: self.depth, only: None, killable: !self.threads };
+                let spec =
+                    WorkerSpec { depth: self.depth, only: None, killable: !self.threads, ..WorkerSpec::default() };
                 self.joins(worker, spec);
             }
             Happening::Started(worker, false) => self.tell(Event::WorkerLost { worker }, None),
