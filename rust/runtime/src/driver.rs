@@ -17,6 +17,8 @@ use rustdask_core::{
 use crate::mailbox::Mailbox;
 use crate::parcel::Parcel;
 
+const ONLY_GRAPHS: &str = "this driver submits no graphs";
+
 /// What a task carries. The driver only holds it and cuts it.
 pub trait Payload: Clone + Send + 'static {
     /// Keep the first `kept` items; the rest in at most `pieces` payloads, with their item counts.
@@ -285,6 +287,9 @@ impl<S: Shell> State<S> {
             Action::Kill { worker, reason } => self.shell.kill(worker, reason),
             Action::Remainder { call, task, kept } => self.split(call, task, kept, events),
             Action::Resolve { call, task, resolution } => self.resolve(call, task, resolution, garbage),
+            Action::Forget { .. } | Action::Gone { .. } | Action::Lost { .. } | Action::Restored { .. } => {
+                unreachable!("{ONLY_GRAPHS}")
+            }
         }
     }
 
@@ -323,6 +328,10 @@ impl<S: Shell> State<S> {
             }
             Resolution::TimedOut { .. } => Ending::TimedOut,
             Resolution::NoWorkers => Ending::NoWorkers { why: self.shell.start_failure() },
+            Resolution::DependencyFailed { .. }
+            | Resolution::Cancelled
+            | Resolution::Unrunnable
+            | Resolution::Broken => unreachable!("{ONLY_GRAPHS}"),
         };
         let Some(entry) = self.tasks.remove(&task) else { return };
         let Some(owner) = self.calls.get_mut(&call) else { return };

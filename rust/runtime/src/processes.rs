@@ -385,7 +385,7 @@ impl<P: Payload> ProcessPool<P> {
         self.driver.with(|state, events| {
             state.shell.released(worker);
             state.shell.report = Some((task, Delivery::Unsent));
-            events.push_back(Event::TaskFinished { worker, task, attempt, outcome: Outcome::Err });
+            events.push_back(Event::TaskFinished { worker, task, attempt, outcome: Outcome::Err, size_bytes: 0 });
         });
     }
 
@@ -826,7 +826,7 @@ impl<P: Payload> Serving<P> {
             if let Some(entry) = state.shell.workers.get_mut(&worker) {
                 entry.ready = true;
                 entry.idle_since = Instant::now();
-                let spec = WorkerSpec { depth: DEPTH, only: None, killable: true };
+                let spec = WorkerSpec { depth: DEPTH, killable: true, ..WorkerSpec::default() };
                 events.push_back(Event::WorkerJoined { worker, spec });
             }
         });
@@ -840,7 +840,7 @@ impl<P: Payload> Serving<P> {
         };
         let replaced = self.driver.with(|state, events| {
             state.shell.released(worker);
-            events.push_back(Event::TaskFinished { worker, task, attempt, outcome });
+            events.push_back(Event::TaskFinished { worker, task, attempt, outcome, size_bytes: 0 });
             state.shell.report.replace((task, delivery))
         });
         drop(replaced);

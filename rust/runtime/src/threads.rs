@@ -70,7 +70,7 @@ impl<P: Payload> Shell for ThreadShell<P> {
     fn start_worker(&mut self, worker: WorkerId, followups: &mut VecDeque<Event>) {
         match self.start(worker) {
             Ok(()) => followups
-                .push_back(Event::WorkerJoined { worker, spec: WorkerSpec { depth: 1, only: None, killable: false } }),
+                .push_back(Event::WorkerJoined { worker, spec: WorkerSpec { depth: 1, ..WorkerSpec::default() } }),
             Err(error) => {
                 self.start_failure = format!("the system refused to start a thread: {error}");
                 followups.push_back(Event::WorkerLost { worker });
@@ -192,7 +192,7 @@ impl<P: Payload> ThreadPool<P> {
             state.shell.helpers.insert(worker, HashMap::new());
             events.push_back(Event::WorkerJoined {
                 worker,
-                spec: WorkerSpec { depth: 1, only: Some(call), killable: false },
+                spec: WorkerSpec { depth: 1, only: Some(call), ..WorkerSpec::default() },
             });
             worker
         })
@@ -212,7 +212,7 @@ impl<P: Payload> ThreadPool<P> {
     }
 
     pub fn finished(&self, worker: WorkerId, task: TaskId, attempt: Attempt, outcome: Outcome) {
-        self.driver.event(Event::TaskFinished { worker, task, attempt, outcome });
+        self.driver.event(Event::TaskFinished { worker, task, attempt, outcome, size_bytes: 0 });
     }
 
     pub fn thread_count(&self) -> usize {
@@ -284,6 +284,6 @@ impl<P: Payload> Seat<P> {
     }
 
     pub fn finished(&self, task: TaskId, attempt: Attempt, outcome: Outcome) {
-        self.driver.event(Event::TaskFinished { worker: self.worker, task, attempt, outcome });
+        self.driver.event(Event::TaskFinished { worker: self.worker, task, attempt, outcome, size_bytes: 0 });
     }
 }
