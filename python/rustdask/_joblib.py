@@ -370,6 +370,8 @@ class _Plan:
         if self.inner_threads is not None:
             _check_number("inner_max_num_threads", self.inner_threads, Integral, 1)
         self.parallel = backend.parallel
+        # A batch of a size that was asked for runs in one place.
+        self.divisible = getattr(backend.parallel, "batch_size", "auto") == "auto"
         self.task_timeout: float | None = chosen["task_timeout"]
         self.progress = chosen["progress"]
         self.on_error: str = chosen["on_error"]
@@ -456,6 +458,7 @@ class _Call:
             # A worker's main thread takes one of its cores.
             core_budget=cores().count - (worker_rank() is not None),
             on_done=self._on_done,
+            divisible=plan.divisible,
             helper=self._helps,
             nested=plan.level > 0,
             background=self.background,
@@ -476,6 +479,7 @@ class _Call:
             cap=plan.n_jobs,
             core_budget=cores().count,
             on_done=self._on_done,
+            divisible=plan.divisible,
             background=self.background,
             launch=_launch,
             dump=self._dump,

@@ -68,7 +68,14 @@ fn open(workers: u32, resources: &Resources) -> (Scheduler, Actions) {
     let mut machine =
         Scheduler::new(Config { core_budget: workers, start_resources: resources.clone(), ..Config::default() });
     let mut actions = Actions::default();
-    let spec = CallSpec { cap: workers, crash_retries: 3, item_timeout: None, helper_expected: false, nested: false };
+    let spec = CallSpec {
+        cap: workers,
+        crash_retries: 3,
+        item_timeout: None,
+        helper_expected: false,
+        divisible: true,
+        nested: false,
+    };
     machine.handle(Time::ZERO, Event::CallOpened { call: CALL, spec }, &mut actions);
     (machine, actions)
 }

@@ -22,6 +22,8 @@ pub struct CallSpec {
     /// The calling thread will join as a helper: one unit of `cap` is kept free for it
     /// until it joins or [`Event::HelperExcused`].
     pub helper_expected: bool,
+    /// What is not begun of a long task may be taken back for a worker that is idle.
+    pub divisible: bool,
     /// Made inside a task. Beyond its first worker, it only takes workers while the core budget has room.
     pub nested: bool,
 }

@@ -55,12 +55,13 @@ fn outcome() -> impl Strategy<Value = Outcome> {
 
 fn call_spec() -> impl Strategy<Value = CallSpec> {
     let timeout = proptest::option::of((0..20u64).prop_map(Duration::from_millis));
-    (0..5u32, 0..3u32, timeout, any::<bool>(), any::<bool>()).prop_map(
-        |(cap, crash_retries, item_timeout, helper_expected, nested)| CallSpec {
+    (0..5u32, 0..3u32, timeout, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(cap, crash_retries, item_timeout, helper_expected, divisible, nested)| CallSpec {
             cap,
             crash_retries,
             item_timeout,
             helper_expected,
+            divisible,
             nested,
         },
     )
@@ -392,7 +393,7 @@ proptest! {
         cap in 1..5u32,
         crash_retries in 0..3u32,
     ) {
-        let spec = CallSpec { cap, crash_retries, item_timeout: None, helper_expected: false, nested: false };
+        let spec = CallSpec { cap, crash_retries, item_timeout: None, helper_expected: false, divisible: true, nested: false };
         let mut hunt = Hunt::new(items, culprit, spec);
         hunt.play();
         prop_assert_eq!(hunt.crashed, vec![(culprit, 1)]);

@@ -33,13 +33,14 @@ struct Call(Arc<CallInner>);
 impl Call {
     /// Open a call on the threads of this process.
     #[staticmethod]
-    #[pyo3(signature = (*, cap, core_budget, on_done, helper, nested, background, context, enter,
+    #[pyo3(signature = (*, cap, core_budget, on_done, divisible, helper, nested, background, context, enter,
                         run_item=None, substitute=None, item_timeout=None))]
     #[allow(clippy::too_many_arguments)]
     fn threads(
         cap: u32,
         core_budget: u32,
         on_done: Py<PyAny>,
+        divisible: bool,
         helper: bool,
         nested: bool,
         background: bool,
@@ -50,8 +51,14 @@ impl Call {
         item_timeout: Option<f64>,
     ) -> PyResult<Self> {
         pools::check_open()?;
-        let spec =
-            CallSpec { cap, crash_retries: 0, item_timeout: seconds(item_timeout)?, helper_expected: helper, nested };
+        let spec = CallSpec {
+            cap,
+            crash_retries: 0,
+            item_timeout: seconds(item_timeout)?,
+            helper_expected: helper,
+            divisible,
+            nested,
+        };
         let settings = Settings {
             on_done,
             substitute,
@@ -71,7 +78,7 @@ impl Call {
     /// Open a call on worker processes. `launch` is called for `(program, arguments, greeting)` when no
     /// pool is running.
     #[staticmethod]
-    #[pyo3(signature = (*, cap, core_budget, on_done, background, launch, dump, load, crash_retries, access,
+    #[pyo3(signature = (*, cap, core_budget, on_done, divisible, background, launch, dump, load, crash_retries, access,
                         max_nbytes, folder=None, memory_limit=0, substitute=None, item_timeout=None,
                         idle_timeout=None))]
     #[allow(clippy::too_many_arguments)]
@@ -79,6 +86,7 @@ impl Call {
         cap: u32,
         core_budget: u32,
         on_done: Py<PyAny>,
+        divisible: bool,
         background: bool,
         launch: &Bound<'_, PyAny>,
         dump: Py<PyAny>,
@@ -103,6 +111,7 @@ impl Call {
             crash_retries,
             item_timeout: seconds(item_timeout)?,
             helper_expected: false,
+            divisible,
             nested: false,
         };
         let settings = Settings {

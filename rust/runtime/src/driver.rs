@@ -96,8 +96,8 @@ pub trait Shell: Send + Sized + 'static {
     fn report(&mut self, task: TaskId) -> Option<Self::Report>;
     fn obituary(&mut self, worker: WorkerId) -> Obituary;
     fn start_failure(&self) -> String;
-    /// A call is over: forget what is kept for it.
-    fn call_closed(&mut self, call: CallId);
+    /// A call is over: forget what is kept for it, and take back what no worker has begun of it.
+    fn call_closed(&mut self, call: CallId, followups: &mut VecDeque<Event>);
 }
 
 /// A task on its way to a worker.
@@ -178,7 +178,7 @@ impl<S: Shell> Driver<S> {
             let payloads: Vec<_> = closed.tasks.iter().filter_map(|task| state.tasks.remove(task)).collect();
             Some((closed.mailbox, payloads))
         });
-        self.with(|state, _| state.shell.call_closed(call));
+        self.with(|state, events| state.shell.call_closed(call, events));
         drop(dropped);
     }
 

@@ -280,7 +280,7 @@ impl<P: Payload> Shell for ProcessShell<P> {
         self.start_failure.clone()
     }
 
-    fn call_closed(&mut self, _call: CallId) {
+    fn call_closed(&mut self, _call: CallId, _followups: &mut VecDeque<Event>) {
         self.report = None;
     }
 }

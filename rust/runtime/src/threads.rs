@@ -4,7 +4,7 @@
 //! its lock; a thread empties its own. What runs in a thread is the business of [`ThreadBody`].
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustdask_core::scheduler::Config;
@@ -19,11 +19,15 @@ const FIRST_HELPER: u32 = 1 << 31;
 /// How often a thread of a closed pool looks whether the last call has ended.
 const CLOSING: Duration = Duration::from_millis(20);
 
+/// Threads beyond the number of cores end when they have had nothing to do for so long.
+const KEEP_IDLE: Duration = Duration::from_secs(10);
+
 /// What a pool thread does from its start to its end: take tasks from its [`Seat`] until there are no more.
 pub type ThreadBody<P> = Arc<dyn Fn(Seat<P>) + Send + Sync>;
 
 /// A task for a thread.
 pub struct Assigned<P> {
+    call: CallId,
     pub task: TaskId,
     pub attempt: Attempt,
     pub payload: P,
@@ -58,6 +62,8 @@ pub struct ThreadShell<P: Payload> {
     alive: Arc<Alive>,
     next_helper: u32,
     start_failure: String,
+    /// So many threads stay, however long they have had nothing to do.
+    keep: usize,
 }
 
 impl<P: Payload> Shell for ThreadShell<P> {
@@ -81,12 +87,18 @@ impl<P: Payload> Shell for ThreadShell<P> {
     fn run(&mut self, job: Job<Self>) {
         let cursor = Arc::new(Cursor::new(job.items));
         self.cursors.insert(job.worker, (job.task, cursor.clone()));
-        let Job { worker, task, attempt, payload, mailbox, .. } = job;
+        let Job { call, worker, task, attempt, payload, mailbox, .. } = job;
         if let Some(helper) = self.helpers.get_mut(&worker) {
             helper.insert(task, attempt);
             mailbox.post(Notice::Help { task, attempt, payload, cursor });
         } else if let Some(slot) = self.slots.get(&worker) {
-            slot.state.lock().expect("no holder panics").waiting.push_back(Assigned { task, attempt, payload, cursor });
+            slot.state.lock().expect("no holder panics").waiting.push_back(Assigned {
+                call,
+                task,
+                attempt,
+                payload,
+                cursor,
+            });
             slot.filled.notify_one();
         }
     }
@@ -117,7 +129,20 @@ impl<P: Payload> Shell for ThreadShell<P> {
         self.start_failure.clone()
     }
 
-    fn call_closed(&mut self, _call: CallId) {}
+    /// The machine takes the first task of a worker to be running. A thread may only just have been woken for it.
+    fn call_closed(&mut self, call: CallId, followups: &mut VecDeque<Event>) {
+        for (&worker, slot) in &self.slots {
+            let mut state = slot.state.lock().expect("no holder panics");
+            state.waiting.retain(|Assigned { call: of, task, attempt, .. }| {
+                if *of == call {
+                    let (task, attempt) = (*task, *attempt);
+                    let outcome = Outcome::Err;
+                    followups.push_back(Event::TaskFinished { worker, task, attempt, outcome, size_bytes: 0 });
+                }
+                *of != call
+            });
+        }
+    }
 }
 
 impl<P: Payload> ThreadShell<P> {
@@ -180,6 +205,7 @@ impl<P: Payload> ThreadPool<P> {
             alive: alive.clone(),
             next_helper: FIRST_HELPER,
             start_failure: String::new(),
+            keep: core_budget as usize,
         });
         Self { driver, alive }
     }
@@ -259,28 +285,65 @@ pub struct Seat<P: Payload> {
 }
 
 impl<P: Payload> Seat<P> {
-    /// Sleep until there is a task, or the pool closes: then false. The task is not taken yet.
+    /// Sleep until there is a task, or the thread is to end: then false. The task is not taken yet.
     pub fn wait(&self) -> bool {
-        let mut state = self.slot.state.lock().expect("no holder panics");
+        let mut state = self.state();
         while state.waiting.is_empty() {
-            if !state.closed {
-                state = self.slot.filled.wait(state).expect("no holder panics");
+            if state.closed {
+                drop(state);
+                if self.driver.is_idle() {
+                    return false;
+                }
+                // Calls that were running when the pool was closed may still have something to do.
+                state = self.sleep(self.state(), CLOSING).0;
                 continue;
             }
-            drop(state);
-            if self.driver.is_idle() {
-                return false;
+            let (woken, timed_out) = self.sleep(state, KEEP_IDLE);
+            state = woken;
+            if timed_out {
+                drop(state);
+                if self.retire() {
+                    return false;
+                }
+                state = self.state();
             }
-            // Calls that were running when the pool was closed may still have something to do.
-            state = self.slot.state.lock().expect("no holder panics");
-            state = self.slot.filled.wait_timeout(state, CLOSING).expect("no holder panics").0;
         }
         true
     }
 
+    fn state(&self) -> MutexGuard<'_, SlotState<P>> {
+        self.slot.state.lock().expect("no holder panics")
+    }
+
+    /// Until there is a task, the pool is closed, or the time is over: then true.
+    fn sleep<'a>(
+        &self,
+        state: MutexGuard<'a, SlotState<P>>,
+        at_most: Duration,
+    ) -> (MutexGuard<'a, SlotState<P>>, bool) {
+        let closed = state.closed;
+        let unchanged = |state: &mut SlotState<P>| state.waiting.is_empty() && state.closed == closed;
+        let (state, outcome) =
+            self.slot.filled.wait_timeout_while(state, at_most, unchanged).expect("no holder panics");
+        (state, outcome.timed_out())
+    }
+
+    /// Leave the pool, if it has more threads than cores and none of its tasks is for this one.
+    fn retire(&self) -> bool {
+        self.driver.with(|state, events| {
+            if !self.state().waiting.is_empty() || state.shell.slots.len() <= state.shell.keep {
+                return false;
+            }
+            state.shell.slots.remove(&self.worker);
+            state.shell.cursors.remove(&self.worker);
+            events.push_back(Event::WorkerLost { worker: self.worker });
+            true
+        })
+    }
+
     /// The next task, unless it was taken back.
     pub fn take(&self) -> Option<Assigned<P>> {
-        self.slot.state.lock().expect("no holder panics").waiting.pop_front()
+        self.state().waiting.pop_front()
     }
 
     pub fn finished(&self, task: TaskId, attempt: Attempt, outcome: Outcome) {

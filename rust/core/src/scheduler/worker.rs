@@ -155,7 +155,9 @@ impl Worker {
             owner: self.at_home > 0 && self.is_idle() && self.is_shared(),
             deadline: running.zip(head_call).and_then(|(slot, call)| self.deadline(slot, call)),
             split: running
-                .filter(|slot| slot.task.items > 1 && slot.ask.is_none())
+                .filter(|slot| {
+                    slot.task.items > 1 && slot.ask.is_none() && head_call.is_some_and(|call| call.divisible)
+                })
                 .map(|slot| (slot.call, slot.ask_after.max(self.head_since.saturating_add(split_after)))),
         }
     }

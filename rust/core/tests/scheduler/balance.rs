@@ -3,6 +3,7 @@
 use crate::common::*;
 use crate::two_workers;
 use rustdask_core::scheduler::Config;
+use rustdask_core::CallSpec;
 
 #[test]
 fn a_prefetched_task_moves_to_a_worker_that_has_become_idle() {
@@ -17,6 +18,16 @@ fn a_prefetched_task_moves_to_a_worker_that_has_become_idle() {
     w.claim([done(1, 10, 0), done(1, 12, 0), retract(1, 13)]);
     w.returned(1, 13, 0);
     w.claim([rerun(0, 13, 1)]);
+}
+
+#[test]
+fn a_task_that_is_not_divisible_stays_whole_though_a_worker_is_idle() {
+    let mut w = two_workers();
+    w.open(1, CallSpec { divisible: false, ..call(2) });
+    w.submit_items(1, 10, 8);
+    w.claim([run(0, 10)]);
+    w.wait(ms(100));
+    w.claim([]);
 }
 
 #[test]
