@@ -142,6 +142,13 @@ def linger_inside(gauge, linger_s=0.02):
         time.sleep(linger_s)
 
 
+def spin(n):
+    total = 0
+    for i in range(n):
+        total += i * i
+    return total
+
+
 def sleep(seconds):
     time.sleep(seconds)
     return seconds
@@ -521,3 +528,55 @@ def own_draws(size=3):
 
 def global_draws():
     return float(np.random.random()), random.random()
+
+
+# What a worker keeps of earlier tasks
+
+_kept = {}
+
+
+def keep_argument(name, array):
+    """Keep an argument beyond its task; return how many are kept here."""
+    _kept.setdefault(name, []).append(array)
+    return len(_kept[name])
+
+
+def kept_first_elements(name, _):
+    return [float(array[0]) for array in _kept.get(name, [])]
+
+
+def fork_and(how):
+    """Fork; the child comes back from the task as `how` says."""
+    child = os.fork()
+    if child == 0:
+        if how == "exit":
+            sys.exit(0)
+        return "child"
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def sum_with_loky(n):
+    from joblib import Parallel, delayed
+
+    return sum(Parallel(n_jobs=2, backend="loky")(delayed(square)(i) for i in range(n)))
+
+
+def replace_stdout(how):
+    import io
+
+    if how == "replace":
+        sys.stdout = io.StringIO()
+    else:
+        os.close(1)
+
+
+def write_bytes(data):
+    sys.stdout.buffer.write(data)
+
+
+def change_directory(path):
+    os.chdir(path)
+
+
+def sum_of_firsts(arrays):
+    return float(sum(array[0] for array in arrays))

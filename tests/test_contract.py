@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -605,3 +606,29 @@ def test_info_from_the_command_line():
 def test_the_peers_are_there():
     """What RUSTDASK_TEST_BACKEND relies on."""
     assert set(PEERS.values()) <= set(joblib.parallel.BACKENDS)
+
+
+# Options
+
+
+@own
+@pytest.mark.parametrize(
+    ("option", "kind", "words"),
+    [
+        ({"max_pending": 0}, ValueError, "max_pending must be at least 1, got 0"),
+        ({"retries": -1}, ValueError, "retries must be at least 0, got -1"),
+        ({"retries": 1.5}, TypeError, "retries must be a whole number, got 1.5"),
+        ({"retries": None}, TypeError, "retries must be a whole number, got None"),
+        ({"task_timeout": "5"}, TypeError, "task_timeout must be a number of seconds, got '5'"),
+        ({"task_timeout": float("nan")}, ValueError, "task_timeout must be at least 0"),
+        ({"idle_worker_timeout": "x"}, TypeError, "idle_worker_timeout must be a number of seconds"),
+        ({"initargs": 5}, TypeError, "initargs must be a tuple of arguments, got 5"),
+        ({"seed": -1}, ValueError, "seed must be a non-negative integer"),
+        ({"seed": "abc"}, TypeError, "seed must be a non-negative integer"),
+        ({"inner_max_num_threads": 0}, ValueError, "inner_max_num_threads must be at least 1, got 0"),
+        ({"no_such": 1}, TypeError, "no option 'no_such'"),
+    ],
+)
+def test_a_wrong_option_is_named(option, kind, words):
+    with pytest.raises(kind, match=re.escape(words)):
+        run(squares(), config=option)

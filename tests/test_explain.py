@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
+import joblib
 import pytest
+import tasks
+from helpers import FREE_THREADED
 
 from rustdask._explain import Explanation, format_seconds
 
@@ -116,3 +122,50 @@ def test_gil_advice_is_for_threads_only():
 def test_durations():
     shown = [format_seconds(s) for s in (0, 3.2e-6, 4.5e-4, 0.012, 0.5, 3.25, 90, 600)]
     assert shown == ["0 µs", "3.2 µs", "450 µs", "12 ms", "500 ms", "3.2 s", "90 s", "10.0 min"]
+
+
+def explained(function, arguments, **config):
+    rustdask = pytest.importorskip("rustdask")
+    with joblib.parallel_config("rustdask", n_jobs=2, **config):
+        joblib.Parallel()(joblib.delayed(function)(argument) for argument in arguments)
+    return rustdask.explain()
+
+
+def test_threads_that_wait_for_the_gil_are_told_from_those_that_sleep():
+    looping = explained(tasks.spin, [200_000] * 24, mode="threads")
+    if not FREE_THREADED:
+        assert looping.share("gil_wait") > 0.25
+        assert "use processes" in looping.advice
+    sleeping = explained(time.sleep, [0.01] * 24, mode="threads")
+    assert sleeping.share("gil_wait") < 0.1
+    assert sleeping.share("running") > 0.5
+
+
+def test_a_straggler_is_named_and_times_add_up():
+    explanation = explained(time.sleep, [0.001] * 20 + [0.4], mode="processes")
+    assert [index for index, _ in explanation.pairs("stragglers")] == [20]
+    assert explanation.share("running", "unpickling", "results") <= 1.01
+    assert 0 < explanation.seconds("queue")
+    assert explanation.count("crashes") == 0
+
+
+def test_workers_that_died_are_counted(tmp_path):
+    marker, runs = str(tmp_path / "marker"), str(tmp_path / "runs")
+    with joblib.parallel_config("rustdask", n_jobs=2, mode="processes"):
+        joblib.Parallel(batch_size=1)(joblib.delayed(tasks.die_once)(marker, runs, i) for i in range(4))
+    import rustdask
+
+    assert rustdask.explain().count("crashes") == 1
+    assert "1 workers died" in rustdask.explain().advice
+
+
+@pytest.mark.parametrize(("ending", "code"), [("sys.exit(3)", 3), ("", 0), ("1 / 0", 1)])
+def test_the_command_explains_however_the_script_ends(tmp_path, ending, code):
+    script = tmp_path / "script.py"
+    lines = ["import sys", "from joblib import Parallel, delayed", "Parallel(n_jobs=2)([delayed(abs)(1)] * 9)", ending]
+    script.write_text("\n".join(lines))
+    command = [sys.executable, "-m", "rustdask", "explain", str(script)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code
+    assert "abs: 9 tasks" in ended.stderr
+    assert "runpy" not in ended.stderr

@@ -21,12 +21,14 @@ from helpers import (
     BACKEND,
     alive,
     assert_ends_clean,
+    assert_quiet_success,
     assert_usable,
     both_modes,
     configured,
     descendants,
     own,
     run,
+    run_script,
     rustdask,
     start_script,
     wait_for_lines,
@@ -717,3 +719,46 @@ def test_a_reused_parallel_runs_nothing_of_the_call_that_failed(mode):
             with pytest.raises(ValueError, match=f"task {i}"):
                 parallel(delayed(tasks.fail_if)(j == i, j) for j in range(12))
             assert parallel(delayed(tasks.square)(j) for j in range(3)) == [0, 1, 4]
+
+
+# Processes that tasks start
+
+
+@own
+@pytest.mark.parametrize("how", ["exit", "return"])
+def test_a_process_that_a_task_forks_and_that_comes_back_from_it_ends(how):
+    assert within(30, run, [delayed(tasks.fork_and)(how) for _ in range(3)], batch_size=1) == [0, 0, 0]
+    assert_usable()
+
+
+@own
+def test_loky_inside_tasks_leaves_nothing_in_shared_memory(fresh):
+    before = set(os.listdir("/dev/shm"))
+    assert within(60, run, [delayed(tasks.sum_with_loky)(4) for _ in range(2)]) == [14, 14]
+    rustdask.shutdown()
+    wait_until(lambda: set(os.listdir("/dev/shm")) <= before, "loky's resource tracker to clean up")
+
+
+@own
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_a_forked_child_of_a_process_with_a_pool_has_one_of_its_own(large):
+    """Forked at the very end of a call, when native threads still let go of its tasks."""
+    script = run_script(
+        """
+        import numpy as np, tasks, warnings
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        array = np.arange(2_000_000.0 if sys.argv[1] == "True" else 10.0)
+        def call():
+            return Parallel()(delayed(tasks.first_element)(array) for _ in range(4))
+        with config():
+            for _ in range(20):
+                assert call() == [0.0] * 4
+                child = os.fork()
+                if child == 0:
+                    os._exit(call() != [0.0] * 4)
+                assert os.waitpid(child, 0)[1] == 0
+        print("done")
+        """,
+        large,
+    )
+    assert_quiet_success(script, "done")

@@ -246,10 +246,120 @@ def test_thousands_of_live_results_need_no_thousands_of_descriptors(fresh):
     assert_quiet_success(script, "True")
 
 
+@own
+@pytest.mark.parametrize("size", [20_000, 150_000])
+def test_an_argument_of_a_thousand_arrays_needs_no_thousand_descriptors(fresh, size):
+    script = run_script(
+        """
+        import resource, numpy as np, tasks
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        arrays = [np.full(int(sys.argv[1]), float(i)) for i in range(1000)]
+        with config():
+            print(Parallel()(delayed(tasks.sum_of_firsts)(arrays) for _ in range(3)))
+        """,
+        size,
+    )
+    assert_quiet_success(script, str([499500.0] * 3))
+
+
 def resident_bytes():
     """Shared memory and all else that this process has mapped and touched."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# Memory that is used again
+
+
+@own
+def test_an_array_that_is_changed_between_calls_takes_the_same_memory(fresh):
+    array = np.zeros(1 << 20)
+    for value in range(6):
+        array[:] = value
+        assert run([delayed(tasks.first_element)(array) for _ in range(4)]) == [value] * 4
+        assert rustdask.info()["segment_bytes"] == array.nbytes
+
+
+@own
+@pytest.mark.parametrize("size", [20_000, 200_000], ids=["small", "large"])
+def test_what_a_worker_keeps_of_an_argument_stays_as_it_was(fresh, size):
+    array = np.zeros(size)
+    name = f"kept-{size}"
+    for value in range(5):
+        array[:] = value
+        run([delayed(tasks.keep_argument)(name, array) for _ in range(4)], batch_size=1)
+        array[:] = -1.0
+        assert run([delayed(tasks.first_element)(array) for _ in range(4)], batch_size=1) == [-1.0] * 4
+    for firsts in run([delayed(tasks.kept_first_elements)(name, i) for i in range(8)], batch_size=1):
+        assert firsts == sorted(firsts) and set(firsts) <= {0.0, 1.0, 2.0, 3.0, 4.0}, firsts
+
+
+@own
+def test_results_are_as_they_were_though_workers_use_memory_again(fresh):
+    kept = []
+    for call in range(5):
+        results = run([delayed(tasks.full)(200_000, 10 * call + i) for i in range(6)])
+        kept.append((call, results[::2]))
+    for call, results in kept:
+        assert [float(result.min()) for result in results] == [10.0 * call + i for i in (0, 2, 4)]
+        assert [float(result.max()) for result in results] == [10.0 * call + i for i in (0, 2, 4)]
+
+
+@own
+def test_large_arguments_of_a_long_stream_are_not_kept():
+    """Each is 8 MB and goes as the consumer takes its result."""
+    script = run_script(
+        """
+        import resource
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        with config():
+            Parallel()(delayed(len)([0]) for _ in range(4))
+            before = peak()
+            stream = ([0.0] * 1_000_000 for _ in range(60))
+            parallel = Parallel(return_as="generator", batch_size=1)
+            assert sum(parallel(delayed(len)(values) for values in stream)) == 60_000_000
+        print(peak() - before < 60 * 8_000_000)
+        """
+    )
+    assert_quiet_success(script, "True")
+
+
+# Identity
+
+
+@own
+def test_objects_that_a_function_knows_and_gets_are_the_same_objects(path):
+    """As under loky, which pickles function and arguments together."""
+    script = run_script(
+        """
+        MISSING, STATE = object(), 0
+        def is_missing(x):
+            return x is MISSING
+        def set_and_call(callback):
+            global STATE
+            STATE = 5
+            return callback()
+        def state():
+            return STATE
+        class Registry:
+            pass
+        REGISTRY = Registry()
+        def enter(registry, value):
+            registry.value = value
+            return REGISTRY.value
+        def closure(local):
+            return lambda x: x is local
+        local = object()
+        with config():
+            parallel = Parallel()
+            print(parallel(delayed(is_missing)(x) for x in [1, MISSING, 3]))
+            print(parallel(delayed(set_and_call)(state) for _ in range(2)), STATE)
+            print(parallel(delayed(enter)(REGISTRY, i) for i in range(3)))
+            print(parallel(delayed(closure(local))(x) for x in [local, object()]))
+        """
+    )
+    expected = ("[False, True, False]", "[5, 5] 0", "[0, 1, 2]", "[True, False]")
+    assert_quiet_success(script, *expected)
 
 
 # Common objects

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import tasks
-from helpers import assert_quiet_success, both_modes, configured, own, run, run_script
+from helpers import (
+    assert_quiet_success,
+    both_modes,
+    configured,
+    own,
+    run,
+    run_script,
+    within,
+)
 from joblib import Parallel, delayed
 
 pytestmark = [pytest.mark.timeout(120), own]
@@ -190,3 +198,14 @@ def test_a_seed_leaves_the_caller_alone():
     draws("threads", 2)
     draws("processes", 2)
     assert (random.random(), np.random.random()) == expected
+
+
+@own
+@both_modes
+def test_an_error_of_the_callable_reaches_the_consumer_of_a_generator(mode):
+    def broken(state):
+        raise RuntimeError("the bar broke")
+
+    results = run([delayed(tasks.sleep)(0.02)] * 8, mode, config={"progress": broken}, return_as="generator")
+    with pytest.raises(RuntimeError, match="the bar broke"):
+        within(30, list, results)

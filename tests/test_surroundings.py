@@ -62,6 +62,26 @@ def test_warnings_of_tasks_are_shown_once_each(fresh):
 
 
 @own
+@pytest.mark.parametrize("how", ["replace", "close"])
+def test_streams_that_a_task_has_replaced_or_closed_are_put_back(how, capfd):
+    run([delayed(tasks.replace_stdout)(how) for _ in range(4)], batch_size=1)
+    run([delayed(tasks.say)(f"line {i}") for i in range(4)], batch_size=1)
+    assert sorted(capfd.readouterr().out.splitlines()) == [f"line {i}" for i in range(4)]
+
+
+@own
+def test_output_that_is_no_text_arrives_unchanged(capfdbinary):
+    run([delayed(tasks.write_bytes)(b"\xff\xfe\x00raw\n")])
+    assert capfdbinary.readouterr().out == b"\xff\xfe\x00raw\n"
+
+
+@own
+def test_each_call_starts_in_the_parents_directory(tmp_path):
+    run([delayed(tasks.change_directory)(tmp_path) for _ in range(4)], batch_size=1)
+    assert set(run([delayed(tasks.working_directory)() for _ in range(4)], batch_size=1)) == {os.getcwd()}
+
+
+@own
 @both_modes
 def test_log_records_and_levels_travel(mode, caplog):
     logger = logging.getLogger("rustdask-tests.tasks")

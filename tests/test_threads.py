@@ -299,3 +299,11 @@ def test_shutdown_between_calls_of_several_threads(mode):
 
     assert all(in_threads(4, call))
     assert_usable(mode)
+
+
+@own
+def test_failing_calls_one_after_the_other_need_no_more_threads(fresh):
+    for _ in range(200):
+        with pytest.raises(ValueError):
+            run([delayed(tasks.fail)() for _ in range(3)], "threads")
+    assert rustdask.info()["threads"] <= 6

@@ -445,6 +445,8 @@ class _Call:
         self._submitted = 0
         self._dispatching = True
         self._began = time.perf_counter()
+        # How long joblib took to hand tasks over, our own part of it not counted.
+        self._front_end = 0.0
         self._function: str | None = None
         # None once the call is closed: the core refers to this object, and only one of them can let go.
         self._core: _core.Call | None = self._open_threads() if plan.threads else self._open_processes()
@@ -508,16 +510,19 @@ class _Call:
         self._submitted += len(batch.items)
         if self._function is None and batch.items:
             self._function = function_name(batch.items[0][0])
+        began = time.perf_counter()
         if self._serializer is not None:
             self._serializer.note(batch.items)
         if (core := self._core) is not None:
             core.submit(batch.items, batch)
+        self._front_end -= time.perf_counter() - began
 
     def wait(self) -> None:
         core = self._core
         self._dispatching = False
         if core is None:
             return
+        self._front_end += time.perf_counter() - self._began
         with parallel_config(backend=self._nested, n_jobs=None) if self._helps else contextlib.nullcontext():
             core.wait()
 
@@ -554,7 +559,9 @@ class _Call:
             except BaseException as error:
                 outcome, failed = _Outcome(None, error), True
         if batch.callback is not None:
+            began = time.perf_counter()
             batch.callback(outcome)
+            self._front_end += time.perf_counter() - began
         if not self.background:
             # After the callback: it is what takes the next tasks from the iterator, and finds its end.
             self._report(batch, failed, value)
@@ -625,7 +632,7 @@ class _Call:
             self._dispatching = False
             self._progress.set_total(self._total())
             self._progress.close()
-        _remember(self._plan, core, self._function, time.perf_counter() - self._began)
+        _remember(self._plan, core, self._function, time.perf_counter() - self._began, self._front_end)
 
 
 def _enter_thread(nested: RustdaskBackend) -> None:
@@ -770,7 +777,7 @@ def configure_worker(share: int) -> None:
 _last_stats: dict[str, Any] | None = None
 
 
-def _remember(plan: _Plan, core: _core.Call, function: str | None, wall: float) -> None:
+def _remember(plan: _Plan, core: _core.Call, function: str | None, wall: float, front_end: float) -> None:
     global _last_stats
     if plan.level > 0:
         return
@@ -780,12 +787,28 @@ def _remember(plan: _Plan, core: _core.Call, function: str | None, wall: float) 
         "mode": "threads" if plan.threads else "processes",
         "n_jobs": plan.n_jobs,
         "wall": wall,
+        "front_end": max(front_end, 0.0),
     }
 
 
 def last_stats() -> dict[str, Any] | None:
-    """Return the counters of the last call that ended in this process."""
-    return _last_stats
+    """Return the figures of the last call that ended in this process, as `Explanation` takes them."""
+    if _last_stats is None:
+        return None
+    stats = dict(_last_stats)
+    on_cpu, blocked = stats.pop("on_cpu"), stats.pop("blocked")
+    if stats["mode"] == "threads":
+        for key in ("pickling", "unpickling", "results"):
+            del stats[key]
+        if not FREE_THREADED:
+            # An estimate: a thread can wait for the GIL only while another one of the call's runs.
+            stats["gil_wait"] = min(blocked, on_cpu * (stats["n_jobs"] - 1))
+            stats["running"] -= stats["gil_wait"]
+    # Those batches that took much longer than usual, and a good part of the call, by their first task.
+    seconds = sorted(stats["task_seconds"])
+    least = max(2 * seconds[len(seconds) // 2] if seconds else 0.0, stats["wall"] / 20)
+    stats["stragglers"] = [(index, time) for index, time in stats.pop("slowest") if time > least]
+    return stats
 
 
 # Registration

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -22,6 +23,7 @@ pub(crate) struct Batch {
     pub(crate) token: Py<PyAny>,
     /// Number of the first item among all of the call.
     pub(crate) first_index: u64,
+    pub(crate) submitted: Instant,
     done: Mutex<Done>,
 }
 
@@ -57,7 +59,7 @@ impl Batch {
         first_index: u64,
     ) -> Arc<Self> {
         let done = Mutex::new(Done { parts: Vec::new(), items_left: count, failed: false });
-        Arc::new(Self { call, items, token, first_index, done })
+        Arc::new(Self { call, items, token, first_index, submitted: Instant::now(), done })
     }
 
     /// Take in a part's results; those of the whole batch when none is missing any more.
@@ -107,6 +109,10 @@ impl Part {
 
     pub(crate) fn end(&self) -> u32 {
         self.end.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn first_index(&self) -> u64 {
+        self.batch.first_index + u64::from(self.start)
     }
 
     pub(crate) fn set_outcome(&self, outcome: Result<Py<PyList>, PyErr>) {

@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use rustdask_core::message::Access;
 use rustdask_core::{Attempt, CallId, CallSpec, Event, Outcome, TaskId, WorkerId};
+use rustdask_runtime::cpu;
 use rustdask_runtime::cursor::Cursor;
 use rustdask_runtime::driver::{CallMailbox, Ending, Notice, Obituary};
 use rustdask_runtime::mailbox::Mailbox;
@@ -66,6 +67,7 @@ pub(crate) struct CallInner {
     pub(crate) id: CallId,
     pub(crate) settings: Settings,
     pub(crate) stats: Mutex<Stats>,
+    incidents_before: (u64, u64),
     /// Blobs that workers were told of for this call, and the memory that they hold.
     blobs: Mutex<Blobs>,
     opened: Instant,
@@ -178,6 +180,7 @@ impl CallInner {
         helper_expected: bool,
     ) -> Self {
         Self {
+            incidents_before: engine.incidents(),
             engine,
             id,
             settings,
@@ -499,10 +502,19 @@ impl CallInner {
         self.blobs.lock().expect("no holder panics")
     }
 
-    pub(crate) fn splits(&self) -> u64 {
-        match &self.engine {
-            Engine::Threads { pool, .. } => pool.driver.splits(),
-            Engine::Processes { pool, .. } => pool.driver.splits(),
+    /// Tasks that were cut for idle workers, and workers that died, since the call was opened.
+    pub(crate) fn incidents(&self) -> (u64, u64) {
+        let (splits, deaths) = self.engine.incidents();
+        (splits - self.incidents_before.0, deaths - self.incidents_before.1)
+    }
+}
+
+impl Engine {
+    /// As [`CallInner::incidents`], since the pool was started.
+    fn incidents(&self) -> (u64, u64) {
+        match self {
+            Self::Threads { pool, .. } => (pool.driver.splits(), 0),
+            Self::Processes { pool, .. } => (pool.driver.splits(), pool.shared.deaths()),
         }
     }
 }
@@ -528,11 +540,19 @@ fn bell(call: Weak<CallInner>) -> Box<dyn Fn() + Send + Sync> {
 pub(crate) fn run_part(py: Python<'_>, part: &PartRef, cursor: Arc<Cursor>) {
     let started = Instant::now();
     let call = &part.0.batch.call;
+    let cpu_time = call.stats().worth_a_clock().then(cpu::thread_time);
     let outcome = match &call.settings.context {
         Some(context) => run_in_context(py, context, part, cursor),
         None => run_items(py, part, &cursor),
     };
-    call.stats().ran(started.elapsed(), part.0.end() - part.0.start);
+    let ran = started.elapsed();
+    let mut stats = call.stats();
+    stats.queue += started - part.0.batch.submitted;
+    stats.ran(ran, part.0.first_index(), part.0.end() - part.0.start);
+    if let Some(before) = cpu_time {
+        stats.on_clock(ran, cpu::thread_time().saturating_sub(before));
+    }
+    drop(stats);
     part.0.set_outcome(outcome);
 }
 

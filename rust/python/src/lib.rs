@@ -172,7 +172,13 @@ impl Call {
         out.set_item("bytes_received", stats.bytes_received)?;
         let samples: Bound<'py, PyArray1<f64>> = stats.samples.to_pyarray(py);
         out.set_item("task_seconds", samples)?;
-        out.set_item("splits", self.0.splits())?;
+        out.set_item("queue", stats.queue.as_secs_f64())?;
+        out.set_item("on_cpu", stats.on_cpu.as_secs_f64())?;
+        out.set_item("blocked", stats.blocked.as_secs_f64())?;
+        out.set_item("slowest", stats.slowest)?;
+        let (splits, deaths) = self.0.incidents();
+        out.set_item("splits", splits)?;
+        out.set_item("crashes", deaths)?;
         Ok(out)
     }
 }

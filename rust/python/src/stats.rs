@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use rustdask_core::message::Timings;
 
-/// Per-batch run times that are kept; enough for quantiles and stragglers.
+/// Per-batch run times that are kept; enough for quantiles.
 const MAX_SAMPLES: usize = 100_000;
+/// The longest batches that are remembered.
+const MAX_SLOWEST: usize = 5;
+/// Where items take less, the clock that tells waiting from running would cost too much.
+const WORTH_A_CLOCK: Duration = Duration::from_micros(100);
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stats {
@@ -22,8 +26,15 @@ pub(crate) struct Stats {
     pub(crate) bytes_placed: u64,
     pub(crate) bytes_saved: u64,
     pub(crate) bytes_received: u64,
-    /// Run time of each part and its items.
+    /// Between being handed over and being begun, summed over parts.
+    pub(crate) queue: Duration,
+    /// Of the time that parts ran in threads of this process: on a processor, and not.
+    pub(crate) on_cpu: Duration,
+    pub(crate) blocked: Duration,
+    /// Run time of each part.
     pub(crate) samples: Vec<f64>,
+    /// The longest parts: number of the first item, and run time in seconds.
+    pub(crate) slowest: Vec<(u64, f64)>,
     /// Items and run time since it was last asked, for the choice of batch sizes.
     recent: (u64, Duration),
 }
@@ -35,20 +46,36 @@ impl Stats {
         *self.batch_sizes.entry(items).or_default() += 1;
     }
 
-    pub(crate) fn ran(&mut self, time: Duration, items: u32) {
+    pub(crate) fn ran(&mut self, time: Duration, first_index: u64, items: u32) {
         self.timings.running += time;
         self.recent.0 += u64::from(items);
         self.recent.1 += time;
+        let seconds = time.as_secs_f64();
         if self.samples.len() < MAX_SAMPLES {
-            self.samples.push(time.as_secs_f64());
+            self.samples.push(seconds);
+        }
+        if self.slowest.len() < MAX_SLOWEST || self.slowest.iter().any(|(_, least)| *least < seconds) {
+            self.slowest.push((first_index, seconds));
+            self.slowest.sort_by(|a, b| b.1.total_cmp(&a.1));
+            self.slowest.truncate(MAX_SLOWEST);
         }
     }
 
-    pub(crate) fn reported(&mut self, timings: Timings, items: u32, bytes: u64) {
-        self.ran(timings.running, items);
+    pub(crate) fn reported(&mut self, timings: Timings, first_index: u64, items: u32, bytes: u64) {
+        self.ran(timings.running, first_index, items);
         self.timings.loading += timings.loading;
         self.timings.dumping += timings.dumping;
         self.bytes_received += bytes;
+    }
+
+    /// Whether the next part is to be timed by its thread's processor time, too.
+    pub(crate) fn worth_a_clock(&self) -> bool {
+        self.tasks < 100 || self.timings.running > WORTH_A_CLOCK * u32::try_from(self.recent.0).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn on_clock(&mut self, wall: Duration, on_cpu: Duration) {
+        self.on_cpu += on_cpu;
+        self.blocked += wall.saturating_sub(on_cpu);
     }
 
     /// Mean time of an item since this was last asked; what came before counts less and less.

@@ -61,7 +61,7 @@ fn make_parcel(py: Python<'_>, call: &Arc<CallInner>, pool: &Arc<Processes>, par
     let (start, end) = (part.0.start, part.0.end());
     let begun = Instant::now();
     let dump = call.settings.dump.as_ref().expect("calls in processes have one").bind(py);
-    let index = batch.first_index + u64::from(start);
+    let index = part.0.first_index();
     let (pickle, buffers, blobs): Dumped<'_> = dump.call1((&batch.items, start, end, index))?.extract()?;
     let pickled = begun.elapsed();
 
@@ -174,7 +174,12 @@ pub(crate) fn receive(py: Python<'_>, call: &Arc<CallInner>, part: &PartRef, del
             _ => End::NoWorkers("a task could not be sent".into()),
         });
     };
-    call.stats().reported(timings, part.0.end() - part.0.start, bytes);
+    {
+        let mut stats = call.stats();
+        stats.reported(timings, part.0.first_index(), part.0.end() - part.0.start, bytes);
+        let at_worker = timings.loading + timings.running + timings.dumping;
+        stats.queue += part.0.batch.submitted.elapsed().saturating_sub(at_worker);
+    }
     let pickle = match body {
         Reported::Inline(bytes) => PyBytes::new(py, &bytes).into_any(),
         Reported::Leased(lease) => Bound::new(py, SharedBuffer::of_lease(lease))?.into_any(),

@@ -75,8 +75,8 @@ struct Inner {
     forgotten: Vec<BlobId>,
     segments: HashMap<SegmentId, Segment>,
     mappings: HashMap<(SegmentId, Access), Arc<Mapping>>,
-    /// Segments that the parent has been told are kept here.
-    kept: HashSet<SegmentId>,
+    /// Segments that are kept here beyond their tasks, and whether the parent has been told.
+    kept: HashMap<SegmentId, bool>,
     /// Page faults of this process when no private mapping had been written to.
     clean_at: Option<u64>,
     results: Results,
@@ -260,6 +260,7 @@ impl Endpoint {
     /// task finds them as they were sent. Mappings that somebody has kept are left to them.
     pub fn settle(&self) {
         let mut inner = self.inner.lock().expect("no holder panics");
+        inner.note_kept();
         // A page becomes private by a fault: where there was none, nothing was written.
         let faults = page_faults();
         let unwritten = inner.clean_at == Some(faults);
@@ -397,10 +398,20 @@ impl Endpoint {
 }
 
 impl Inner {
-    /// Segments of the parent's to which more refers than this endpoint, the first time that it does.
+    /// Remember the segments to which more refers than this endpoint.
+    fn note_kept(&mut self) {
+        for ((segment, _), mapping) in &self.mappings {
+            if Arc::strong_count(mapping) > 1 {
+                self.kept.entry(*segment).or_insert(false);
+            }
+        }
+    }
+
+    /// Those of them that the parent has not been told of.
     fn newly_kept(&mut self) -> Vec<SegmentId> {
-        let held = self.mappings.iter().filter(|(_, mapping)| Arc::strong_count(mapping) > 1);
-        held.map(|((segment, _), _)| *segment).filter(|segment| self.kept.insert(*segment)).collect()
+        self.note_kept();
+        let news = |(segment, told): (&SegmentId, &mut bool)| (!std::mem::replace(told, true)).then_some(*segment);
+        self.kept.iter_mut().filter_map(news).collect()
     }
 
     fn bytes(&mut self, body: Body, inline: Arc<Vec<u8>>) -> io::Result<Bytes> {

@@ -1,6 +1,7 @@
 //! The shells of rustdask: they turn the world into events for the scheduler machine and carry
 //! out its actions. Threads, worker processes, sockets and shared memory are here; Python is not.
 
+pub mod cpu;
 pub mod cursor;
 pub mod driver;
 pub mod endpoint;

@@ -302,6 +302,8 @@ pub struct Shared {
     on_output: Box<dyn Fn() + Send + Sync>,
     idle_timeout: Mutex<Option<Duration>>,
     template_pid: AtomicU64,
+    /// Workers that ended in the middle of a task without having been told to.
+    deaths: AtomicU64,
     /// Results that are mapped here and not dropped yet.
     leases: Arc<AtomicUsize>,
 }
@@ -314,6 +316,11 @@ impl Shared {
     /// How many results are mapped here.
     pub fn mapped_results(&self) -> usize {
         self.leases.load(Ordering::Relaxed)
+    }
+
+    /// How many workers have died of their tasks.
+    pub fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::Relaxed)
     }
 
     fn output(&self, output: Output) {
@@ -358,6 +365,7 @@ impl<P: Payload> ProcessPool<P> {
             on_output,
             idle_timeout: Mutex::default(),
             template_pid: AtomicU64::new(0),
+            deaths: AtomicU64::new(0),
             leases: Arc::default(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -724,11 +732,13 @@ impl<P: Payload> Serving<P> {
         if let Err(error) = self.listen(&mut lines).await {
             self.connection.condemn(format!("its connection failed: {error}"));
         }
+        let condemned = self.connection.reason.lock().expect("no holder panics").is_some();
+        let died = condemned || self.connection.pid().is_some();
         self.connection.kill();
         let ended = tokio::time::timeout(OBITUARY_PATIENCE, obituary).await;
         self.drain_output(&mut lines);
         lines.flush(&self.shared);
-        self.bury(ended.ok().and_then(Result::ok));
+        self.bury(ended.ok().and_then(Result::ok), died);
     }
 
     /// Until the worker closes its socket.
@@ -876,7 +886,7 @@ impl<P: Payload> Serving<P> {
         }
     }
 
-    fn bury(&self, ended: Option<(i32, u64)>) {
+    fn bury(&self, ended: Option<(i32, u64)>, died: bool) {
         let _working = fork::working();
         let connection = &self.connection;
         let status = ended.map(|(status, _)| status);
@@ -891,6 +901,9 @@ impl<P: Payload> Serving<P> {
         let worker = connection.worker;
         self.driver.with(|state, events| {
             if let Some(entry) = state.shell.workers.remove(&worker) {
+                if died {
+                    self.shared.deaths.fetch_add(1, Ordering::Relaxed);
+                }
                 if !entry.ready {
                     state.shell.start_failure = start_failure(&obituary);
                 }
