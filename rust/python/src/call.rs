@@ -23,7 +23,7 @@ use rustdask_runtime::processes::Delivery;
 
 use crate::batch::{Batch, Part, PartRef};
 use crate::output::{relay, Attendance};
-use crate::pools::{pools, Processes, Threads};
+use crate::pools::{pools, run_assigned, Processes, Threads};
 use crate::stats::Stats;
 
 /// How long a wait goes on before signals are looked at.
@@ -260,7 +260,7 @@ impl CallInner {
 
     fn wait_until_ended(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         loop {
-            while !self.has_ended() && self.read_one(py, Reader::Caller)? {}
+            while !self.has_ended() && (self.read_one(py, Reader::Caller)? || run_assigned(py)) {}
             relay(py)?;
             if self.has_ended() {
                 return Ok(());

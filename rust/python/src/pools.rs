@@ -1,5 +1,6 @@
 //! The pools of this process: made on first use, ended by `shutdown()`, started afresh after a fork.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -177,25 +178,43 @@ impl Pools {
     }
 }
 
+thread_local! {
+    /// Where this thread gets its tasks, if it is a pool thread.
+    static SEAT: RefCell<Option<Arc<Seat<PartRef>>>> = const { RefCell::new(None) };
+}
+
 /// A pool thread. It keeps its Python thread state from start to end, and lets go of the interpreter while it waits.
 fn serve(seat: Seat<PartRef>) {
+    let seat = Arc::new(seat);
     // None: the interpreter is ending, and so does this thread.
     let _ = Python::try_attach(|py| {
         let Ok(_registered) = crate::exit::Registered::new(py) else { return };
+        SEAT.set(Some(seat.clone()));
         while py.detach(|| seat.wait()) {
-            while let Some(assigned) = seat.take() {
-                let part = assigned.payload;
-                let call = part.0.batch.call.clone();
-                match call.enter_thread(py) {
-                    Ok(()) => run_part(py, &part, assigned.cursor),
-                    Err(error) => part.0.set_outcome(Err(error)),
-                }
-                drop(part);
-                seat.finished(assigned.task, assigned.attempt, rustdask_core::Outcome::Ok);
-                call.read(py);
-            }
+            while run_one(py, &seat) {}
         }
+        SEAT.set(None);
     });
+}
+
+/// Run a task that was assigned to this thread, if it is a pool thread and there is one. It may be in the middle of
+/// something: reading what has become of a task, it may have come to a call that waits for this very one.
+pub(crate) fn run_assigned(py: Python<'_>) -> bool {
+    SEAT.with_borrow(Clone::clone).is_some_and(|seat| run_one(py, &seat))
+}
+
+fn run_one(py: Python<'_>, seat: &Seat<PartRef>) -> bool {
+    let Some(assigned) = seat.take() else { return false };
+    let part = assigned.payload;
+    let call = part.0.batch.call.clone();
+    match call.enter_thread(py) {
+        Ok(()) => run_part(py, &part, assigned.cursor),
+        Err(error) => part.0.set_outcome(Err(error)),
+    }
+    drop(part);
+    seat.finished(assigned.task, assigned.attempt, rustdask_core::Outcome::Ok);
+    call.read(py);
+    true
 }
 
 fn read(errands: &Receiver<Errand>) {
