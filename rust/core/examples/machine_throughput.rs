@@ -73,6 +73,7 @@ fn open(workers: u32, resources: &Resources) -> (Scheduler, Actions) {
         crash_retries: 3,
         item_timeout: None,
         helper_expected: false,
+        depth: u32::MAX,
         divisible: true,
         nested: false,
     };

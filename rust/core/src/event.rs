@@ -22,6 +22,8 @@ pub struct CallSpec {
     /// The calling thread will join as a helper: one unit of `cap` is kept free for it
     /// until it joins or [`Event::HelperExcused`].
     pub helper_expected: bool,
+    /// A worker is given no more tasks of the call while it holds so many, the running one included. At least 1.
+    pub depth: u32,
     /// What is not begun of a long task may be taken back for a worker that is idle.
     pub divisible: bool,
     /// Made inside a task. Beyond its first worker, it only takes workers while the core budget has room.
@@ -65,6 +67,11 @@ pub enum Event {
     CallPaused {
         call: CallId,
         paused: bool,
+    },
+    /// From now on, [`CallSpec::depth`] is another.
+    CallDepth {
+        call: CallId,
+        depth: u32,
     },
     /// The caller will not help (yet): the place kept for it is free for any worker.
     HelperExcused {

@@ -77,6 +77,7 @@ impl Player {
             crash_retries: 0,
             item_timeout: None,
             helper_expected: false,
+            depth: u32::MAX,
             divisible: true,
             nested: false,
         };

@@ -55,12 +55,13 @@ fn outcome() -> impl Strategy<Value = Outcome> {
 
 fn call_spec() -> impl Strategy<Value = CallSpec> {
     let timeout = proptest::option::of((0..20u64).prop_map(Duration::from_millis));
-    (0..5u32, 0..3u32, timeout, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(cap, crash_retries, item_timeout, helper_expected, divisible, nested)| CallSpec {
+    (0..5u32, 0..3u32, timeout, any::<bool>(), 0..5u32, any::<bool>(), any::<bool>()).prop_map(
+        |(cap, crash_retries, item_timeout, helper_expected, depth, divisible, nested)| CallSpec {
             cap,
             crash_retries,
             item_timeout,
             helper_expected,
+            depth,
             divisible,
             nested,
         },
@@ -120,6 +121,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (call_id(), call_spec()).prop_map(|(call, spec)| Event::CallOpened { call, spec }),
         1 => call_id().prop_map(|call| Event::CallClosed { call }),
         1 => (call_id(), any::<bool>()).prop_map(|(call, paused)| Event::CallPaused { call, paused }),
+        1 => (call_id(), any::<u32>()).prop_map(|(call, depth)| Event::CallDepth { call, depth }),
         1 => call_id().prop_map(|call| Event::HelperExcused { call }),
         2 => (call_id(), task_id(), any::<u32>(), any::<bool>())
             .prop_map(|(call, task, items, urgent)| Event::TaskSubmitted { call, task, items, urgent }),
@@ -393,7 +395,7 @@ proptest! {
         cap in 1..5u32,
         crash_retries in 0..3u32,
     ) {
-        let spec = CallSpec { cap, crash_retries, item_timeout: None, helper_expected: false, divisible: true, nested: false };
+        let spec = CallSpec { cap, crash_retries, item_timeout: None, helper_expected: false, depth: u32::MAX, divisible: true, nested: false };
         let mut hunt = Hunt::new(items, culprit, spec);
         hunt.play();
         prop_assert_eq!(hunt.crashed, vec![(culprit, 1)]);

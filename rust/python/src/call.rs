@@ -34,6 +34,13 @@ const DISPATCH_PATIENCE: Duration = Duration::from_millis(2);
 /// Batches that are pickled as soon as they are submitted, for each worker.
 const EAGER_BATCHES_PER_WORKER: usize = 4;
 
+/// Tasks that a worker process holds at first, and when they turn out to be short and without arrays of their own.
+pub(crate) const FEW_AHEAD: u32 = 4;
+const MANY_AHEAD: u32 = 16;
+const SHORT: Duration = Duration::from_micros(200);
+/// So many tasks are looked at before.
+const JUDGED_BY: u64 = 16;
+
 /// The parts of a call that Python code makes up.
 pub(crate) struct Settings {
     /// `on_done(token, kind, value, index) -> stop`.
@@ -80,6 +87,8 @@ pub(crate) struct CallInner {
     eager_batches: usize,
     /// Notices are read on other threads than the caller's.
     background: bool,
+    /// Workers may hold many of its tasks.
+    deep: AtomicBool,
     /// The caller is reading notices in the middle of a submission.
     dispatching: AtomicBool,
     helper_expected: AtomicBool,
@@ -193,6 +202,7 @@ impl CallInner {
             closed: AtomicBool::new(false),
             eager_batches,
             background,
+            deep: AtomicBool::new(false),
             dispatching: AtomicBool::new(false),
             helper_expected: AtomicBool::new(helper_expected),
             helper: Mutex::new(None),
@@ -448,6 +458,14 @@ impl CallInner {
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Waking each other costs the processes more than a short task: such tasks are sent further ahead.
+    pub(crate) fn deepen_if_short(&self) {
+        if !self.deep.load(Ordering::Relaxed) && self.stats().has_short_parts(JUDGED_BY, SHORT) {
+            self.deep.store(true, Ordering::Relaxed);
+            self.event(Event::CallDepth { call: self.id, depth: MANY_AHEAD });
+        }
     }
 
     pub(crate) fn event(&self, event: Event) {

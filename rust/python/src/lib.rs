@@ -22,7 +22,7 @@ use rustdask_core::message::Access;
 use rustdask_core::{CallSpec, Event};
 use rustdask_runtime::template::Launch;
 
-use crate::call::{CallInner, Settings};
+use crate::call::{CallInner, Settings, FEW_AHEAD};
 use crate::pools::pools;
 
 /// One `Parallel` call.
@@ -56,6 +56,7 @@ impl Call {
             crash_retries: 0,
             item_timeout: seconds(item_timeout)?,
             helper_expected: helper,
+            depth: 1,
             divisible,
             nested,
         };
@@ -111,6 +112,7 @@ impl Call {
             crash_retries,
             item_timeout: seconds(item_timeout)?,
             helper_expected: false,
+            depth: FEW_AHEAD,
             divisible,
             nested: false,
         };

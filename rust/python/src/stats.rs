@@ -31,6 +31,8 @@ pub(crate) struct Stats {
     /// Of the time that parts ran in threads of this process: on a processor, and not.
     pub(crate) on_cpu: Duration,
     pub(crate) blocked: Duration,
+    /// Parts that were run.
+    parts: u64,
     /// Run time of each part.
     pub(crate) samples: Vec<f64>,
     /// The longest parts: number of the first item, and run time in seconds.
@@ -47,6 +49,7 @@ impl Stats {
     }
 
     pub(crate) fn ran(&mut self, time: Duration, first_index: u64, items: u32) {
+        self.parts += 1;
         self.timings.running += time;
         self.recent.0 += u64::from(items);
         self.recent.1 += time;
@@ -66,6 +69,11 @@ impl Stats {
         self.timings.loading += timings.loading;
         self.timings.dumping += timings.dumping;
         self.bytes_received += bytes;
+    }
+
+    /// At least so many parts were run, in less than this time on average, and none of them needed shared memory.
+    pub(crate) fn has_short_parts(&self, at_least: u64, time: Duration) -> bool {
+        self.parts >= at_least && self.bytes_placed == 0 && self.timings.running < time * self.parts as u32
     }
 
     /// Whether the next part is to be timed by its thread's processor time, too.

@@ -180,6 +180,7 @@ pub(crate) fn receive(py: Python<'_>, call: &Arc<CallInner>, part: &PartRef, del
         let at_worker = timings.loading + timings.running + timings.dumping;
         stats.queue += part.0.batch.submitted.elapsed().saturating_sub(at_worker);
     }
+    call.deepen_if_short();
     let pickle = match body {
         Reported::Inline(bytes) => PyBytes::new(py, &bytes).into_any(),
         Reported::Leased(lease) => Bound::new(py, SharedBuffer::of_lease(lease))?.into_any(),

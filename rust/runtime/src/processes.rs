@@ -27,8 +27,8 @@ use crate::store::Store;
 use crate::template::{Launch, News, Template, WorkerEnds};
 use crate::wire::{append_frame, Inbox, Outbox, Read};
 
-/// Tasks that a worker may hold, the running one included: it never waits for us between two.
-const DEPTH: u32 = 4;
+/// Tasks that a worker may hold, the running one included: it never waits for us between two. Calls ask for less at first.
+const DEPTH: u32 = 16;
 /// How often memory and idle time are looked at while anything is to be looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Unused arguments are kept in shared memory this long.

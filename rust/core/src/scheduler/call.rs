@@ -64,7 +64,7 @@ impl Call {
     pub(super) fn new(spec: CallSpec) -> Call {
         Call {
             awaited: spec.helper_expected,
-            spec: CallSpec { cap: spec.cap.max(1), ..spec },
+            spec: CallSpec { cap: spec.cap.max(1), depth: spec.depth.max(1), ..spec },
             paused: false,
             urgent: VecDeque::new(),
             requeued: VecDeque::new(),

@@ -185,7 +185,7 @@ impl Scheduler {
     pub(super) fn ready_to_prefetch(&self, id: CallId, call: &Call) -> Option<Pick> {
         let stirred = self.stirred.iter().copied().filter(|worker| {
             let takes = call.engaged.contains_key(worker) && !self.is_reserved(*worker);
-            takes && self.roster.worker(*worker).is_some_and(|w| w.takes_more(id))
+            takes && self.roster.worker(*worker).is_some_and(|w| w.takes_more(id, &call.spec))
         });
         let mut picks = stirred.filter_map(|worker| self.prefetch_pick(worker, call));
         picks.next().or_else(|| self.prefetch_pick(self.engaged_with_room(id, call)?, call))

@@ -159,7 +159,7 @@ impl Scheduler {
         let roomy = self.roster.roomy();
         let most = self.most_looked_at();
         let open = |worker: WorkerId| self.roster.worker(worker).filter(|_| !self.is_reserved(worker));
-        let fits = |worker: WorkerId| open(worker).filter(|w| w.takes_more(id));
+        let fits = |worker: WorkerId| open(worker).filter(|w| w.takes_more(id, &call.spec));
         if roomy.len() <= call.engaged.len() {
             let mut own = roomy.filter(|(_, worker)| call.engaged.contains_key(worker)).take(most);
             return own.find(|&(_, worker)| fits(worker).is_some()).map(|(_, worker)| worker);

@@ -14,6 +14,7 @@ impl Scheduler {
             Event::CallOpened { call, spec } => self.call_opened(call, spec),
             Event::CallClosed { call } => self.call_closed(call, out),
             Event::CallPaused { call, paused } => self.call_paused(call, paused),
+            Event::CallDepth { call, depth } => self.call_depth(call, depth),
             Event::HelperExcused { call } => self.helper_excused(call),
             Event::TaskSubmitted { call, task, items, urgent } => self.task_submitted(call, task, items, urgent),
             Event::GraphSubmitted { call, tasks } => self.graph_submitted(call, tasks, out),
@@ -95,6 +96,13 @@ impl Scheduler {
     fn call_paused(&mut self, call: CallId, paused: bool) {
         if let Some(open) = self.calls.get_mut(&call) {
             open.paused = paused;
+            self.hungry.insert(call);
+        }
+    }
+
+    fn call_depth(&mut self, call: CallId, depth: u32) {
+        if let Some(open) = self.calls.get_mut(&call) {
+            open.spec.depth = depth.max(1);
             self.hungry.insert(call);
         }
     }

@@ -141,9 +141,10 @@ impl Worker {
 
     /// Another task of `call` may be put behind what it holds. Not while it was asked to give one back:
     /// that would come here again.
-    pub(super) fn takes_more(&self, call: CallId) -> bool {
+    pub(super) fn takes_more(&self, call: CallId, spec: &CallSpec) -> bool {
         let mut slots = self.slots.iter();
-        matches!(self.shelf(), Shelf::Roomy(_)) && !slots.any(|slot| slot.serves(call) && slot.ask == Some(Ask::Whole))
+        let roomy = matches!(self.shelf(), Shelf::Roomy(load) if load < spec.depth as usize);
+        roomy && !slots.any(|slot| slot.serves(call) && slot.ask == Some(Ask::Whole))
     }
 
     pub(super) fn filing(&self, head_call: Option<&CallSpec>, split_after: Duration) -> Filing {

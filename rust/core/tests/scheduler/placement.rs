@@ -4,6 +4,7 @@ use crate::common::*;
 use crate::two_workers;
 use rustdask_core::scheduler::Config;
 use rustdask_core::WorkerId;
+use rustdask_core::{CallId, CallSpec, Event};
 
 #[test]
 fn a_worker_is_started_for_the_first_task_and_runs_it() {
@@ -178,4 +179,18 @@ fn a_paused_call_hands_out_only_what_is_urgent_or_came_back() {
     w.claim([start(1)]);
     w.joined(1, process(2));
     w.claim([rerun(1, 11, 1), rerun(1, 10, 1)]);
+}
+
+#[test]
+fn a_worker_holds_no_more_of_a_call_than_its_depth() {
+    let mut w = World::with_workers(config(), 1, process(4));
+    w.open(1, CallSpec { depth: 2, ..call(1) });
+    for task in 10..15 {
+        w.submit(1, task);
+    }
+    w.claim([run(0, 10), run(0, 11)]);
+    w.handle(Event::CallDepth { call: CallId(1), depth: 3 });
+    w.claim([run(0, 12)]);
+    w.finished(0, 10);
+    w.claim([done(1, 10, 0), run(0, 13)]);
 }

@@ -123,6 +123,7 @@ pub(crate) fn random_call(rng: &mut Rng, nesting: u32, timeouts: bool) -> SimCal
             crash_retries: rng.small(0, 2),
             item_timeout: limit.then(|| Duration::from_micros(rng.range(200, 5000))),
             helper_expected: helped,
+            depth: rng.small(1, 6),
             divisible: rng.chance(80),
             nested: nesting > 0,
         },

@@ -17,6 +17,7 @@ impl GraphWorld {
             crash_retries: self.rng.small(0, 2),
             item_timeout: self.rng.chance(20).then(|| Duration::from_micros(self.rng.range(200, 9000))),
             helper_expected: false,
+            depth: u32::MAX,
             divisible: true,
             nested: false,
         };
