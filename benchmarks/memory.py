@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,13 @@ INTERVAL_SECONDS = 0.02
 
 def own_rss_mb() -> float:
     return rss_bytes(os.getpid()) / 1e6
+
+
+def settled_rss_mb() -> float:
+    """Return the memory of this process once Python has emptied its free lists and a moment has passed."""
+    gc.collect()
+    time.sleep(0.5)
+    return own_rss_mb()
 
 
 def rss_bytes(pid: int) -> int:

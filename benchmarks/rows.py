@@ -135,7 +135,12 @@ def big_argument(_: Any, scale: float) -> float:
 
 
 def big_results(_: Any, scale: float) -> float:
-    return seconds_of(lambda: Parallel()(delayed(filled)(i) for i in range(max(4, int(32 * scale))))) * 1e3
+    def call() -> Any:
+        return Parallel()(delayed(filled)(i) for i in range(max(4, int(32 * scale))))
+
+    # The other contestants have had their turns since, which takes longer than anyone keeps memory.
+    call()
+    return seconds_of(call) * 1e3
 
 
 @functools.cache
@@ -197,7 +202,7 @@ def stragglers(order: str) -> Callable[[Any, float], float]:
 
 def million(_: Any, scale: float) -> dict[str, Any]:
     """Time per task in each tenth of one call of a million no-ops, and the memory before and after it, in MB."""
-    from benchmarks.memory import own_rss_mb
+    from benchmarks.memory import settled_rss_mb
 
     slice_tasks = int(100_000 * scale)
     ticks: list[float] = []
@@ -209,7 +214,7 @@ def million(_: Any, scale: float) -> dict[str, Any]:
             yield delayed(noop)(i)
 
     Parallel()(delayed(noop)(i) for i in range(slice_tasks))
-    before = own_rss_mb()
+    before = settled_rss_mb()
     Parallel()(tasks())
     ticks.append(time.perf_counter())
     slices = [(b - a) / slice_tasks * 1e6 for a, b in zip(ticks, ticks[1:], strict=False)]
@@ -217,7 +222,7 @@ def million(_: Any, scale: float) -> dict[str, Any]:
         "value": statistics.mean(slices),
         "slices_us": slices,
         "rss_before_mb": before,
-        "rss_after_mb": own_rss_mb(),
+        "rss_after_mb": settled_rss_mb(),
     }
 
 

@@ -16,6 +16,7 @@ _Dumped = tuple[bytes, Sequence[_OutOfBand], Sequence[_Blob]]
 
 __all__ = [
     "Call",
+    "CallStats",
     "SharedBuffer",
     "WorkerEndpoint",
     "WorkerTask",
@@ -31,7 +32,7 @@ __all__ = [
 
 __version__: str
 
-class _CallStats(TypedDict):
+class _CallFigures(TypedDict):
     batches: int
     tasks: int
     batch_sizes: list[tuple[int, int]]
@@ -97,7 +98,11 @@ class Call:
     def pause(self, paused: bool) -> None: ...
     def close(self) -> None: ...
     def mean_item_time(self) -> float | None: ...
-    def stats(self) -> _CallStats: ...
+    def take_stats(self) -> CallStats: ...
+
+@final
+class CallStats:
+    def as_dict(self) -> _CallFigures: ...
 
 @final
 class SharedBuffer:

@@ -568,7 +568,7 @@ class _Call:
         return failed
 
     def _accept(self, batch: _Batch, results: list[Any], index: int) -> Any:
-        if self._as_list:
+        if self._as_list and not self._plan.threads:
             self._finished.append((index, results))
         if batch.single:
             return results[0]
@@ -774,28 +774,28 @@ def configure_worker(share: int) -> None:
 
 # The last call, for explain()
 
-_last_stats: dict[str, Any] | None = None
+_last: tuple[_core.CallStats, str | None, bool, int, float, float] | None = None
 
 
 def _remember(plan: _Plan, core: _core.Call, function: str | None, wall: float, front_end: float) -> None:
-    global _last_stats
-    if plan.level > 0:
-        return
-    _last_stats = {
-        **core.stats(),
-        "function": function,
-        "mode": "threads" if plan.threads else "processes",
-        "n_jobs": plan.n_jobs,
-        "wall": wall,
-        "front_end": max(front_end, 0.0),
-    }
+    global _last
+    if plan.level == 0:
+        _last = core.take_stats(), function, plan.threads, plan.n_jobs, wall, front_end
 
 
 def last_stats() -> dict[str, Any] | None:
     """Return the figures of the last call that ended in this process, as `Explanation` takes them."""
-    if _last_stats is None:
+    if _last is None:
         return None
-    stats = dict(_last_stats)
+    figures, function, threads, n_jobs, wall, front_end = _last
+    stats: dict[str, Any] = {
+        **figures.as_dict(),
+        "function": function,
+        "mode": "threads" if threads else "processes",
+        "n_jobs": n_jobs,
+        "wall": wall,
+        "front_end": max(front_end, 0.0),
+    }
     on_cpu, blocked = stats.pop("on_cpu"), stats.pop("blocked")
     if stats["mode"] == "threads":
         for key in ("pickling", "unpickling", "results"):

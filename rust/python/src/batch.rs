@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use rustdask_core::SegmentId;
@@ -79,7 +80,7 @@ impl Batch {
         parts.sort_unstable_by_key(|(start, _)| *start);
         let whole = PyList::empty(py);
         for (_, results) in parts {
-            whole.call_method1("extend", (results,))?;
+            whole.call_method1(intern!(py, "extend"), (results,))?;
         }
         Ok(Some(whole.unbind()))
     }

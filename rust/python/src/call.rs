@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use rustdask_core::message::Access;
@@ -38,6 +39,9 @@ const EAGER_BATCHES_PER_WORKER: usize = 4;
 pub(crate) const FEW_AHEAD: u32 = 4;
 const MANY_AHEAD: u32 = 16;
 const SHORT: Duration = Duration::from_micros(200);
+/// After calls of so many items, memory is given back to the system.
+const MANY_ITEMS: u64 = 100_000;
+const TAKEN_BY_THEN: Duration = Duration::from_millis(200);
 /// So many tasks are looked at before.
 const JUDGED_BY: u64 = 16;
 
@@ -496,6 +500,9 @@ impl CallInner {
             }),
         }
         self.stop();
+        if self.items.load(Ordering::Relaxed) >= MANY_ITEMS {
+            give_memory_back_soon();
+        }
     }
 
     /// Prepare the current pool thread, unless it was prepared for this call last.
@@ -537,6 +544,18 @@ impl Engine {
     }
 }
 
+/// Have the C library return what is free, once the caller has taken the results. By itself it keeps it, where
+/// threads have allocated in turns.
+fn give_memory_back_soon() {
+    #[cfg(target_env = "gnu")]
+    // Where no thread can be started, memory is kept.
+    let _ = std::thread::Builder::new().name("rustdask-trim".into()).spawn(|| {
+        std::thread::sleep(TAKEN_BY_THEN);
+        // SAFETY: the call has no preconditions.
+        unsafe { libc::malloc_trim(0) };
+    });
+}
+
 fn unreported<R>(ending: Ending<R>) -> End {
     match ending {
         Ending::Crashed { obituary, deaths } => End::Crashed { obituary, deaths },
@@ -575,9 +594,9 @@ pub(crate) fn run_part(py: Python<'_>, part: &PartRef, cursor: Arc<Cursor>) {
 }
 
 fn run_in_context(py: Python<'_>, context: &Py<PyAny>, part: &PartRef, cursor: Arc<Cursor>) -> PyResult<Py<PyList>> {
-    let context = context.bind(py).call_method0("copy")?;
+    let context = context.bind(py).call_method0(intern!(py, "copy"))?;
     let run = Bound::new(py, RunItems { part: part.clone(), cursor })?;
-    Ok(context.call_method1("run", (run,))?.cast_into::<PyList>()?.unbind())
+    Ok(context.call_method1(intern!(py, "run"), (run,))?.cast_into::<PyList>()?.unbind())
 }
 
 /// What a context is asked to run.

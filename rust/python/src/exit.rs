@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use pyo3::exceptions::PySystemExit;
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 
 /// Pool threads that have not ended: Python's name for them, and the system's.
@@ -19,7 +20,7 @@ pub(crate) struct Registered(i64);
 
 impl Registered {
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
-        let ident = py.import("threading")?.call_method0("get_ident")?.extract()?;
+        let ident = py.import("threading")?.call_method0(intern!(py, "get_ident"))?.extract()?;
         // SAFETY: the call has no preconditions.
         let native = unsafe { libc::pthread_self() } as usize;
         THREADS.lock().expect("no holder panics").get_or_insert_default().insert(ident, native);

@@ -24,6 +24,7 @@ use rustdask_runtime::template::Launch;
 
 use crate::call::{CallInner, Settings, FEW_AHEAD};
 use crate::pools::pools;
+use crate::stats::Stats;
 
 /// One `Parallel` call.
 #[pyclass(frozen, module = "rustdask._core")]
@@ -157,13 +158,31 @@ impl Call {
         self.0.stats().mean_item_time().map(|time| time.as_secs_f64())
     }
 
-    /// Counters, for `explain()`. Times in seconds.
-    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.0.stats().clone();
+    /// What was counted and timed; once, when the call is over.
+    fn take_stats(&self) -> CallStats {
+        let (splits, crashes) = self.0.incidents();
+        CallStats { stats: std::mem::take(&mut *self.0.stats()), splits, crashes }
+    }
+}
+
+/// The figures of a call that is over, for `explain()`. They become Python objects only when they are asked for: those
+/// that stay from the end of a large call keep the memory around them from being given back.
+#[pyclass(frozen, module = "rustdask._core")]
+struct CallStats {
+    stats: Stats,
+    splits: u64,
+    crashes: u64,
+}
+
+#[pymethods]
+impl CallStats {
+    /// Times in seconds.
+    fn as_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = &self.stats;
         let out = PyDict::new(py);
         out.set_item("batches", stats.batches)?;
         out.set_item("tasks", stats.tasks)?;
-        out.set_item("batch_sizes", stats.batch_sizes.into_iter().collect::<Vec<_>>())?;
+        out.set_item("batch_sizes", stats.batch_sizes.iter().collect::<Vec<_>>())?;
         out.set_item("pickling", (stats.pickling + stats.placing).as_secs_f64())?;
         out.set_item("unpickling", stats.timings.loading.as_secs_f64())?;
         out.set_item("running", stats.timings.running.as_secs_f64())?;
@@ -177,10 +196,9 @@ impl Call {
         out.set_item("queue", stats.queue.as_secs_f64())?;
         out.set_item("on_cpu", stats.on_cpu.as_secs_f64())?;
         out.set_item("blocked", stats.blocked.as_secs_f64())?;
-        out.set_item("slowest", stats.slowest)?;
-        let (splits, deaths) = self.0.incidents();
-        out.set_item("splits", splits)?;
-        out.set_item("crashes", deaths)?;
+        out.set_item("slowest", &stats.slowest)?;
+        out.set_item("splits", self.splits)?;
+        out.set_item("crashes", self.crashes)?;
         Ok(out)
     }
 }
@@ -282,6 +300,7 @@ fn die_with_parent() -> PyResult<()> {
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Call>()?;
+    module.add_class::<CallStats>()?;
     module.add_class::<buffer::SharedBuffer>()?;
     module.add_class::<worker::WorkerEndpoint>()?;
     module.add_class::<worker::WorkerTask>()?;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -50,9 +51,9 @@ pub(crate) fn relay(py: Python<'_>) -> PyResult<()> {
     for output in outputs {
         let text = PyBytes::new(py, &output.text);
         if output.log {
-            module.call_method1("handle_message", (text,))?;
+            module.call_method1(intern!(py, "handle_message"), (text,))?;
         } else {
-            module.call_method1("write", (output.error_stream, text))?;
+            module.call_method1(intern!(py, "write"), (output.error_stream, text))?;
         }
     }
     Ok(())
