@@ -458,6 +458,15 @@ impl CallInner {
         }
     }
 
+    /// There is something to read, and whoever left it cannot.
+    pub(crate) fn leave_to_others(self: &Arc<Self>) {
+        if self.background {
+            pools().read_in_background(self.clone());
+        } else {
+            self.wake();
+        }
+    }
+
     /// Have the caller stop waiting.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);

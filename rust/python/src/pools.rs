@@ -191,20 +191,25 @@ fn serve(seat: Seat<PartRef>) {
         let Ok(_registered) = crate::exit::Registered::new(py) else { return };
         SEAT.set(Some(seat.clone()));
         while py.detach(|| seat.wait()) {
-            while run_one(py, &seat) {}
+            while let Some(call) = run_one(py, &seat) {
+                call.read(py);
+            }
         }
         SEAT.set(None);
     });
 }
 
 /// Run a task that was assigned to this thread, if it is a pool thread and there is one. It may be in the middle of
-/// something: reading what has become of a task, it may have come to a call that waits for this very one.
+/// something: reading what has become of a task, it may have come to a call that waits for this very one. So it is not the
+/// one to read what becomes of that.
 pub(crate) fn run_assigned(py: Python<'_>) -> bool {
-    SEAT.with_borrow(Clone::clone).is_some_and(|seat| run_one(py, &seat))
+    let ran = SEAT.with_borrow(Clone::clone).and_then(|seat| run_one(py, &seat));
+    ran.inspect(|call| call.leave_to_others()).is_some()
 }
 
-fn run_one(py: Python<'_>, seat: &Seat<PartRef>) -> bool {
-    let Some(assigned) = seat.take() else { return false };
+/// The call of the task that was run.
+fn run_one(py: Python<'_>, seat: &Seat<PartRef>) -> Option<Arc<CallInner>> {
+    let assigned = seat.take()?;
     let part = assigned.payload;
     let call = part.0.batch.call.clone();
     match call.enter_thread(py) {
@@ -213,8 +218,7 @@ fn run_one(py: Python<'_>, seat: &Seat<PartRef>) -> bool {
     }
     drop(part);
     seat.finished(assigned.task, assigned.attempt, rustdask_core::Outcome::Ok);
-    call.read(py);
-    true
+    Some(call)
 }
 
 fn read(errands: &Receiver<Errand>) {
