@@ -580,3 +580,28 @@ def change_directory(path):
 
 def sum_of_firsts(arrays):
     return float(sum(array[0] for array in arrays))
+
+
+def mark(array, i):
+    """Set an element of a shared array; return how many are set once nothing more is being set."""
+    array.flat[i] = 1.0
+    last = -1
+    while (count := int(array.sum())) != last:
+        last = count
+        time.sleep(0.01)
+    return count
+
+
+def corner(array):
+    return float(array[0, 0])
+
+
+def print_later(seconds, text):
+    import threading
+
+    threading.Timer(seconds, lambda: print(text, flush=True)).start()
+
+
+def slow_if(condition, value):
+    time.sleep(2.0 if condition else 0)
+    return value

@@ -762,3 +762,13 @@ def test_a_forked_child_of_a_process_with_a_pool_has_one_of_its_own(large):
         large,
     )
     assert_quiet_success(script, "done")
+
+
+@own
+@both_modes
+@pytest.mark.parametrize("batch_size", ["auto", 2, 4])
+def test_the_time_limit_is_one_tasks_own_whatever_the_batch(mode, batch_size):
+    config = {"task_timeout": 0.7, "on_error": "return"}
+    calls = [delayed(tasks.slow_if)(i == 9, i) for i in range(16)]
+    results = within(60, run, calls, mode, config=config, batch_size=batch_size)
+    assert [i for i, result in enumerate(results) if isinstance(result, rustdask.TaskFailure)] == [9]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -292,6 +293,69 @@ def test_what_a_worker_keeps_of_an_argument_stays_as_it_was(fresh, size):
         assert run([delayed(tasks.first_element)(array) for _ in range(4)], batch_size=1) == [-1.0] * 4
     for firsts in run([delayed(tasks.kept_first_elements)(name, i) for i in range(8)], batch_size=1):
         assert firsts == sorted(firsts) and set(firsts) <= {0.0, 1.0, 2.0, 3.0, 4.0}, firsts
+
+
+@own
+def test_results_are_as_they_were_though_a_forked_child_has_ended(fresh):
+    """A child maps them too; what it lets go of is not its to give back."""
+    script = run_script(
+        """
+        import tasks, warnings
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        with config():
+            results = Parallel()(delayed(tasks.full)(200_000, 1.0) for _ in range(4))
+            read, write = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.read(read, 1)
+                os._exit(sum(float(r.min() + r.max()) for r in results) != 8.0)
+            others = [Parallel()(delayed(tasks.full)(200_000, 2.0) for _ in range(8))]
+            assert {float(r.mean()) for r in results} == {1.0}
+            del results
+            others += [Parallel()(delayed(tasks.full)(200_000, 3.0) for _ in range(8))]
+            os.write(write, b"x")
+            print(os.waitpid(child, 0)[1])
+        """
+    )
+    assert_quiet_success(script, "0")
+
+
+@own
+def test_threads_may_call_with_the_same_arrays_at_the_same_time(fresh):
+    arrays = [np.full(20_000, float(i)) for i in range(40)]
+
+    def calls():
+        for i in range(30):
+            own_arrays = arrays[: 1 + (7 * i) % 40]
+            for array in own_arrays[::3]:
+                array[1] = i  # the first element stays
+            expected = [float(sum(range(len(own_arrays))))] * 2
+            assert run([delayed(tasks.sum_of_firsts)(own_arrays)] * 2, batch_size=1) == expected
+
+    with ThreadPoolExecutor(6) as pool:
+        for future in [pool.submit(calls) for _ in range(6)]:
+            future.result(timeout=100)
+
+
+@own
+@pytest.mark.parametrize("layout", ["rows", "columns", "view"])
+def test_tasks_share_what_they_write_whatever_the_layout(fresh, layout):
+    array = np.zeros((600, 600), order="F" if layout == "columns" else "C")
+    for _ in range(5):
+        calls = (delayed(tasks.mark)(array[:] if layout == "view" else array, i) for i in range(12))
+        sums = run(calls, config={"mmap_mode": "r+"}, batch_size=1)
+        # Two run at a time; whichever ends last sees all.
+        assert max(sums) == 12, sums
+
+
+@own
+def test_an_array_with_gaps_is_copied_once_per_call(fresh):
+    data = np.random.default_rng(0).random((20_000, 13))
+    part = data[:, :-1]
+    assert run([delayed(tasks.first_element)(part[0])], batch_size=1) == [part[0, 0]]
+    results = run([delayed(tasks.corner)(part) for _ in range(16)], batch_size=1)
+    assert results == [part[0, 0]] * 16
+    assert rustdask.explain().count("bytes_placed") == part.nbytes
 
 
 @own

@@ -62,6 +62,22 @@ def test_warnings_of_tasks_are_shown_once_each(fresh):
 
 
 @own
+def test_what_is_printed_after_the_call_arrives_too():
+    script = run_script(
+        """
+        import tasks, time
+        with config():
+            Parallel()(delayed(tasks.print_later)(0.1, f"late {i}") for i in range(2))
+        time.sleep(1.0)
+        print("end")
+        """
+    )
+    assert script.returncode == 0 and script.stderr == ""
+    lines = script.stdout.splitlines()
+    assert sorted(lines[:-1]) == ["late 0", "late 1"] and lines[-1] == "end"
+
+
+@own
 @pytest.mark.parametrize("how", ["replace", "close"])
 def test_streams_that_a_task_has_replaced_or_closed_are_put_back(how, capfd):
     run([delayed(tasks.replace_stdout)(how) for _ in range(4)], batch_size=1)

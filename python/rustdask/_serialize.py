@@ -33,7 +33,7 @@ _MAX_FUNCTIONS = 16
 _MAX_LONELY = 4
 _MAX_COMMON = 16
 _REMEMBERED = 8
-_MAX_SEARCHED_BYTES = 1 << 20
+_MAX_SEARCHED_BYTES = 16 << 20
 _WITHOUT_IDENTITY = (
     *(str, bytes, int, float, complex, type(None), tuple, frozenset, type, np.dtype, np.generic),
     *(types.ModuleType, types.CodeType, types.FunctionType, types.BuiltinFunctionType),
@@ -77,7 +77,10 @@ def _backing_memmap(array: Any) -> Any:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: Any, buffer_callback: Callable[[Any], bool] | None) -> None:
+    def __init__(
+        self, file: Any, buffer_callback: Callable[[Any], bool] | None, copies: _ContiguousCopies | None = None
+    ) -> None:
+        self._copies = copies
         # Looked up once, by the base class's constructor.
         self.dispatch_table = _dispatch_table()
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
@@ -88,7 +91,31 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return super().reducer_override(obj)
         if cls is np.ndarray and obj.base is not None and _backing_memmap(obj) is not None:
             return _reduce_memmap(obj)
+        if cls is np.ndarray and self._copies is not None and not obj.flags.forc:
+            copy = self._copies.of(obj)
+            return NotImplemented if copy is None else copy.__reduce_ex__(5)
         return NotImplemented
+
+
+class _ContiguousCopies:
+    """Copies of arrays with gaps, such as ``X[:, :-1]``: only what is contiguous can stay beside a pickle.
+
+    Each is made once per call, however many tasks have the array.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+    def of(self, array: Any) -> Any:
+        """Return a copy, or None if the array is small or holds objects."""
+        if array.nbytes < MIN_OUT_OF_BAND_BYTES or array.dtype.hasobject:
+            return None
+        original, copy = self._copies.get(id(array), (None, None))
+        if original is None or original() is not array:
+            copy = np.ascontiguousarray(array)
+            key = id(array)
+            self._copies[key] = weakref.ref(array, lambda _: self._copies.pop(key, None)), copy
+        return copy
 
 
 _table: dict[type, Any] = {}
@@ -143,7 +170,9 @@ def dumps_out_of_band(value: object, min_bytes: int = MIN_OUT_OF_BAND_BYTES) -> 
     return data, buffers
 
 
-def _dump(value: object, min_bytes: int) -> tuple[bytes, list[memoryview], _Pickler]:
+def _dump(
+    value: object, min_bytes: int, copies: _ContiguousCopies | None = None
+) -> tuple[bytes, list[memoryview], _Pickler]:
     buffers: list[memoryview] = []
 
     def stays_in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -154,7 +183,7 @@ def _dump(value: object, min_bytes: int) -> tuple[bytes, list[memoryview], _Pick
         return False
 
     file = io.BytesIO()
-    pickler = _Pickler(file, stays_in_band)
+    pickler = _Pickler(file, stays_in_band, copies)
     pickler.dump(value)
     return file.getvalue(), buffers, pickler
 
@@ -170,6 +199,10 @@ class _Identities:
         memo = pickler.memo.copy() if size_bytes <= _MAX_SEARCHED_BYTES else {}
         self._objects = {key: value for key, (_, value) in memo.items() if not isinstance(value, _WITHOUT_IDENTITY)}
         self._globals = frozenset(pickler.globals_ref)
+
+    def know(self, value: object) -> bool:
+        """Tell whether this very object is one of them."""
+        return id(value) in self._objects
 
     def meet(self, pickler: _Pickler) -> bool:
         """Tell whether another pickle has one of these objects, or a function with the same globals."""
@@ -188,6 +221,8 @@ class Blob:
         self.identities = _Identities(pickler, len(self.pickle))
         self.cached = len(self.pickle) >= CACHED_BYTES
         self.kept = False
+        # Its tasks have been seen to share objects with it.
+        self.meets_tasks = False
 
 
 _last_settings: Blob | None = None
@@ -233,6 +268,7 @@ class CallSerializer:
         self._recent: dict[int, tuple[int, Any]] = {}
         self._common: dict[int, Blob | None] = {}
         self._owners: dict[int, weakref.ref[Any]] = {}
+        self._copies = _ContiguousCopies()
         self._heavy = False
         self._dumped_items = 0
         self._new_buffers = 0
@@ -305,11 +341,17 @@ class CallSerializer:
             del self._recent[next(iter(self._recent))]
 
     def _dump_item(self, item: Any, blobs: list[Blob]) -> tuple[bytes, list[memoryview]]:
-        used: list[Blob] = []
-        data, beside, pickler = _dump(self._refer(item, blobs, used), self._min_bytes)
-        if any(blob.identities.meet(pickler) for blob in used):
-            # What the task is given and what it refers to share objects, so they travel in one pickle.
-            return dumps_out_of_band(item, self._min_bytes)
+        function = self._functions.get(id(item[0]))
+        if function is None or not function.meets_tasks:
+            used: list[Blob] = []
+            data, beside, pickler = _dump(self._refer(item, blobs, used), self._min_bytes, self._copies)
+            met = [blob for blob in used if blob.identities.meet(pickler)]
+            if not met:
+                return data, beside
+            for blob in met:
+                blob.meets_tasks = True
+        # What the task is given and what it refers to share objects, so they travel in one pickle.
+        data, beside, _ = _dump(item, self._min_bytes, self._copies)
         return data, beside
 
     def _refer(self, item: Any, blobs: list[Blob], used: list[Blob]) -> Any:
@@ -341,6 +383,8 @@ class CallSerializer:
 
     def _common_blob(self, value: Any) -> Blob | None:
         key = id(value)
+        if any(function.identities.know(value) for function in self._functions.values()):
+            return None
         if key not in self._common and len(self._common) < _MAX_COMMON:
             blob = Blob(value)
             # What is small stays with its task, so that objects keep sharing what they share.
@@ -356,6 +400,9 @@ class CallSerializer:
         return marked
 
     def _is_known(self, owner: Any) -> bool:
+        # numpy pickles some arrays by a view that is new each time: what counts is whose memory it is.
+        while isinstance(owner, np.ndarray) and isinstance(owner.base, np.ndarray):
+            owner = owner.base
         known = self._owners.get(id(owner))
         if known is not None and known() is owner:
             return True

@@ -43,9 +43,10 @@ def main(socket: int, stdout: int, stderr: int, rank: int) -> None:
     _take_streams(stdout, stderr)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["RUSTDASK_WORKER_RANK"] = str(rank)
+    endpoint = _core.WorkerEndpoint(socket)
     # A process that a task forks is no worker: the connection is not its own.
-    os.register_at_fork(after_in_child=lambda: _close_over(socket))
-    _Worker(_core.WorkerEndpoint(socket)).run()
+    os.register_at_fork(after_in_parent=endpoint.forked, after_in_child=lambda: _close_over(socket))
+    _Worker(endpoint).run()
 
 
 def _close_over(fd: int) -> None:

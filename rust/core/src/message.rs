@@ -81,6 +81,10 @@ pub enum ToWorker {
     Recycle {
         segment: SegmentId,
     },
+    /// As `Recycle`, but some other process may still look at it: it may be given up, and not filled.
+    Retire {
+        segment: SegmentId,
+    },
     /// Give back what has not begun of the task; answered by `Returned` or `Finished`.
     Retract {
         task: TaskId,

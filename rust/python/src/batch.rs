@@ -96,7 +96,7 @@ impl Part {
         Self::of(batch, 0, count)
     }
 
-    fn of(batch: Arc<Batch>, start: u32, end: u32) -> PartRef {
+    pub(crate) fn of(batch: Arc<Batch>, start: u32, end: u32) -> PartRef {
         PartRef(Arc::new(Self {
             batch,
             start,

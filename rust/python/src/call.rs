@@ -66,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) max_nbytes: u64,
     pub(crate) folder: Option<PathBuf>,
     pub(crate) memory_limit: u64,
+    /// Items have a time limit each, so each is a task of its own.
+    pub(crate) one_by_one: bool,
 }
 
 pub(crate) enum Engine {
@@ -218,22 +220,10 @@ impl CallInner {
         let first_index = self.items.fetch_add(u64::from(count), Ordering::Relaxed);
         self.stats().submitted(count);
         let batch = Batch::new(self.clone(), items.clone().unbind(), count, token, first_index);
-        let part = Part::whole(batch, count);
         let ahead = self.outstanding.fetch_add(1, Ordering::AcqRel);
-        let accepted = match &self.engine {
-            Engine::Threads { pool, .. } => pool.driver.submit(self.id, part, count).is_some(),
-            Engine::Processes { pool, mailbox } => {
-                // Tasks that are far from their turn are pickled when it comes, so that few are in memory twice.
-                if ahead < self.eager_batches {
-                    if let Err(error) = crate::transport::pickle(items.py(), self, pool, &part) {
-                        part.0.set_outcome(Err(error));
-                        let ending = Ending::Reported(Delivery::Unsent);
-                        mailbox.post(Notice::Resolved { task: TaskId(u64::MAX), payload: part, ending });
-                        return Ok(());
-                    }
-                }
-                pool.driver.submit(self.id, part, count).is_some()
-            }
+        let accepted = match self.settings.one_by_one {
+            false => self.submit_part(items.py(), Part::whole(batch, count), ahead),
+            true => (0..count).all(|i| self.submit_part(items.py(), Part::of(batch.clone(), i, i + 1), ahead)),
         };
         if !accepted {
             return Err(PyRuntimeError::new_err(
@@ -244,6 +234,26 @@ impl CallInner {
             self.event(Event::HelperExcused { call: self.id });
         }
         self.read_while_dispatching(items.py())
+    }
+
+    /// False when the call is closed.
+    fn submit_part(self: &Arc<Self>, py: Python<'_>, part: PartRef, ahead: usize) -> bool {
+        let items = part.0.end() - part.0.start;
+        if let Engine::Processes { pool, mailbox } = &self.engine {
+            // Tasks that are far from their turn are pickled when it comes, so that few are in memory twice.
+            if ahead < self.eager_batches {
+                if let Err(error) = crate::transport::pickle(py, self, pool, &part) {
+                    part.0.set_outcome(Err(error));
+                    let ending = Ending::Reported(Delivery::Unsent);
+                    mailbox.post(Notice::Resolved { task: TaskId(u64::MAX), payload: part, ending });
+                    return true;
+                }
+            }
+        }
+        match &self.engine {
+            Engine::Threads { pool, .. } => pool.driver.submit(self.id, part, items).is_some(),
+            Engine::Processes { pool, .. } => pool.driver.submit(self.id, part, items).is_some(),
+        }
     }
 
     /// A caller that hands many batches over reads what comes back in between, so that workers are not kept waiting.

@@ -73,6 +73,7 @@ impl Call {
             max_nbytes: u64::MAX,
             folder: None,
             memory_limit: 0,
+            one_by_one: item_timeout.is_some(),
         };
         Ok(Self(CallInner::open_threads(pools().threads(core_budget), spec, settings, background)))
     }
@@ -129,6 +130,7 @@ impl Call {
             max_nbytes: max_nbytes.unwrap_or(u64::MAX),
             folder,
             memory_limit,
+            one_by_one: item_timeout.is_some(),
         };
         Ok(Self(CallInner::open_processes(pool, spec, settings, background)))
     }
@@ -264,12 +266,14 @@ fn before_fork() {
 /// After a fork, in the process that forked, or when it came to nothing.
 #[pyfunction]
 fn after_fork_in_parent() {
+    rustdask_runtime::fork::happened();
     FORKING.set(None);
 }
 
 /// In a forked child: leave the parent's pools alone.
 #[pyfunction]
 fn after_fork_in_child() {
+    rustdask_runtime::fork::happened();
     FORKING.set(None);
     pools::forget_after_fork();
 }

@@ -103,7 +103,12 @@ impl Pools {
         if let Some(pool) = processes.as_ref() {
             return Ok(pool.clone());
         }
-        let on_output = Box::new(|| pools().errand(Errand::Output));
+        let on_output = Box::new(|| {
+            if !crate::output::is_attended() {
+                pools().start_reader();
+            }
+            pools().errand(Errand::Output);
+        });
         let pool = Arc::new(ProcessPool::start(core_budget, launch, on_output)?);
         *processes = Some(pool.clone());
         Ok(pool)

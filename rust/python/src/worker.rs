@@ -124,6 +124,11 @@ impl WorkerEndpoint {
         py.detach(|| self.0.settle());
     }
 
+    /// After a task has forked, here.
+    fn forked(&self) {
+        self.0.forked();
+    }
+
     fn log(&self, py: Python<'_>, record: &Bound<'_, PyBytes>) -> PyResult<()> {
         let bytes = record.as_bytes();
         py.detach(|| self.0.log(bytes))?;

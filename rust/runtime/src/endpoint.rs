@@ -276,6 +276,11 @@ impl Endpoint {
         inner.clean_at = Some(faults);
     }
 
+    /// This process has forked: the child may go on looking at arguments, whatever becomes of the task.
+    pub fn forked(&self) {
+        self.inner.lock().expect("no holder panics").note_kept();
+    }
+
     pub fn log(&self, record: &[u8]) -> io::Result<()> {
         self.send(&FromWorker::Log, record, None)
     }
@@ -334,6 +339,10 @@ impl Endpoint {
                     self.send(&FromWorker::Unmap { segment }, &[], None)?;
                 }
                 self.give_up_surplus()?;
+            }
+            ToWorker::Retire { segment } => {
+                self.inner.lock().expect("no holder panics").results.lent.remove(&segment);
+                self.send(&FromWorker::Unmap { segment }, &[], None)?;
             }
             ToWorker::Blob { blob, body, buffers } => {
                 let mut inner = self.inner.lock().expect("no holder panics");

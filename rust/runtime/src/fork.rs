@@ -6,9 +6,23 @@
 //!
 //! Assumes that nobody asks for the interpreter inside of [`working`], and that it is not nested.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 static GATE: RwLock<()> = RwLock::new(());
+
+/// How often this process, or one that it comes from, has forked.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// Memory that was mapped at another count may be seen by another process, too.
+pub fn count() -> u64 {
+    FORKS.load(Ordering::Acquire)
+}
+
+/// This process has forked, or was forked.
+pub fn happened() {
+    FORKS.fetch_add(1, Ordering::AcqRel);
+}
 
 /// No fork happens while this lives.
 pub fn working() -> RwLockReadGuard<'static, ()> {

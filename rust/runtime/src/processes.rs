@@ -67,6 +67,8 @@ struct Leased {
     extent: Extent,
     connection: Weak<Connection>,
     count: Arc<AtomicUsize>,
+    /// [`fork::count`] when it was mapped.
+    forks: u64,
 }
 
 impl Lease {
@@ -82,9 +84,12 @@ impl Lease {
 impl Drop for Leased {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
-        if let Some(connection) = self.connection.upgrade() {
-            connection.outbox.send(&ToWorker::Recycle { segment: self.extent.segment }, &[], None);
-        }
+        let Some(connection) = self.connection.upgrade().filter(|connection| connection.is_ours()) else { return };
+        let segment = self.extent.segment;
+        // A process that was forked since may still look at it.
+        let reusable = self.forks == fork::count();
+        let message = if reusable { ToWorker::Recycle { segment } } else { ToWorker::Retire { segment } };
+        connection.outbox.send(&message, &[], None);
     }
 }
 
@@ -98,6 +103,8 @@ pub struct Output {
 
 /// Our side of a worker process.
 pub struct Connection {
+    /// The process that speaks on it.
+    owner: u32,
     pub worker: WorkerId,
     pub rank: u32,
     pub outbox: Outbox,
@@ -130,6 +137,11 @@ impl Connection {
             self.outbox.send(&ToWorker::Segment { segment: id, bytes: segment.bytes }, &[], Some(fd));
         }
         Ok(())
+    }
+
+    /// This is the process that made it, and not one that was forked from that.
+    fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
     }
 
     /// True the first time that it is asked for this blob.
@@ -180,7 +192,8 @@ impl Connection {
         let mapping = mapping.filter(|mapping| mapping.range(extent.offset, extent.bytes).is_some());
         let mapping = mapping.ok_or_else(|| invalid("a worker named memory that it had not announced"))?;
         count.fetch_add(1, Ordering::Relaxed);
-        Ok(Lease(Arc::new(Leased { mapping, extent, connection: Arc::downgrade(self), count: count.clone() })))
+        let (connection, forks) = (Arc::downgrade(self), fork::count());
+        Ok(Lease(Arc::new(Leased { mapping, extent, connection, count: count.clone(), forks })))
     }
 
     fn remember_stderr(&self, text: &[u8]) {
@@ -545,6 +558,7 @@ impl<P: Payload> Io<P> {
         let backlog = Arc::new(Notify::new());
         let on_backlog = backlog.clone();
         let connection = Arc::new(Connection {
+            owner: std::process::id(),
             worker,
             rank,
             outbox: Outbox::new(socket, Box::new(move || on_backlog.notify_one())),

@@ -141,10 +141,10 @@ impl Store {
                 small_at.insert(Place::of(source.bytes), vec![i]);
             }
         }
-        let extents = self.place_together(call, &small, folder)?;
+        let times = small_at.values().map(|twins| twins.len() as u32).sum();
+        let extents = self.place_together(call, &small, folder, times)?;
         for (source, extent) in small.iter().zip(extents) {
             for (nth, i) in small_at[&Place::of(source.bytes)].iter().enumerate() {
-                self.lock().hold(extent.segment);
                 held.push(extent.segment);
                 placements[*i] = Some(Placement { extent, copied: nth == 0 });
             }
@@ -157,8 +157,7 @@ impl Store {
         let segment = Segment::create(bytes.len() as u64, folder)?;
         segment.fill_by(&self.fillers, bytes)?;
         let mut inner = self.lock();
-        let id = inner.insert(segment, folder);
-        inner.hold(id);
+        let id = inner.insert(segment, folder, 1);
         Ok(Extent { segment: id, offset: 0, bytes: bytes.len() as u64 })
     }
 
@@ -176,10 +175,7 @@ impl Store {
             Some(id) => id,
             None => {
                 let segment = Segment::create(bytes, folder)?;
-                let mut inner = self.lock();
-                let id = inner.insert(segment, folder);
-                inner.hold(id);
-                id
+                self.lock().insert(segment, folder, 1)
             }
         };
         held.push(id);
@@ -189,8 +185,14 @@ impl Store {
         Ok(extent)
     }
 
-    /// One segment for all of them; nobody holds it yet.
-    fn place_together(&self, call: CallId, sources: &[Source<'_>], folder: Option<&Path>) -> io::Result<Vec<Extent>> {
+    /// One segment for all of them, which is held so many times.
+    fn place_together(
+        &self,
+        call: CallId,
+        sources: &[Source<'_>],
+        folder: Option<&Path>,
+        times: u32,
+    ) -> io::Result<Vec<Extent>> {
         if sources.is_empty() {
             return Ok(Vec::new());
         }
@@ -208,7 +210,7 @@ impl Store {
             segment.fill_at(source.bytes, *offset)?;
         }
         let mut inner = self.lock();
-        let id = inner.insert(segment, folder);
+        let id = inner.insert(segment, folder, times);
         let extent = |source: &Source<'_>, offset| Extent { segment: id, offset, bytes: source.bytes.len() as u64 };
         let extents: Vec<_> = sources.iter().zip(offsets).map(|(source, offset)| extent(source, offset)).collect();
         for (source, extent) in sources.iter().zip(&extents) {
@@ -240,6 +242,7 @@ impl Store {
             return None;
         }
         let whole = Some(xxh3_128(source.bytes));
+        // What was placed in a shared segment is known only by its hash: tasks have written to it since.
         if known.whole.or_else(|| hash_of(&segment, known.extent)) != whole {
             return None;
         }
@@ -295,20 +298,23 @@ impl Store {
 impl Known {
     fn new(extent: Extent, source: &Source<'_>, call: CallId) -> Self {
         let sample = sample(source.bytes);
-        let whole = (source.bytes.len() <= WHOLE_SAMPLE_BYTES).then_some(sample);
+        let whole = match source.bytes.len() <= WHOLE_SAMPLE_BYTES {
+            true => Some(sample),
+            false => source.shared.then(|| xxh3_128(source.bytes)),
+        };
         Self { extent, sample, whole, shared: source.shared, call }
     }
 }
 
 impl Inner {
-    fn insert(&mut self, segment: Segment, folder: Option<&Path>) -> SegmentId {
+    fn insert(&mut self, segment: Segment, folder: Option<&Path>, holders: u32) -> SegmentId {
         let id = SegmentId(self.next);
         self.next += 1;
         let placed = Placed {
             segment: Arc::new(segment),
             folder: folder.map(Path::to_path_buf),
             places: Vec::new(),
-            holders: 0,
+            holders,
             kept: false,
             last_used: Instant::now(),
         };
@@ -493,6 +499,10 @@ mod tests {
         let place = |call| store.place(call, &shared, None, &mut Vec::new()).unwrap()[0];
         let first = place(FIRST);
         assert_eq!(place(FIRST), Placement { copied: false, ..first });
+        store.segment(first.extent.segment).unwrap().fill(&[2; 100]).unwrap();
+        let unvouched = [Source { same: false, ..shared[0] }];
+        let again = store.place(FIRST, &unvouched, None, &mut Vec::new()).unwrap()[0];
+        assert_eq!(again, Placement { copied: false, ..first }, "what tasks wrote is theirs to see");
         assert!(place(SECOND).copied);
     }
 
