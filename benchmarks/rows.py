@@ -139,7 +139,8 @@ def big_results(_: Any, scale: float) -> float:
         return Parallel()(delayed(filled)(i) for i in range(max(4, int(32 * scale))))
 
     # The other contestants have had their turns since, which takes longer than anyone keeps memory.
-    call()
+    for _ in range(3):
+        call()
     return seconds_of(call) * 1e3
 
 
