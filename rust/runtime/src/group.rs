@@ -57,24 +57,31 @@ mod tests {
     use super::*;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    /// Look again and again, for half a minute at most.
+    fn until(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition() {
+            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn a_group_ends_but_for_resource_trackers() {
-        let shell = "sleep 60 & tail -f /dev/null resource_tracker 2> /dev/null & echo $!; wait";
+        // It ends as soon as nobody can read what it writes, so it writes to nobody.
+        let shell = "sleep 60 & tail -f /dev/null resource_tracker > /dev/null 2>&1 & echo $!; wait";
         let mut leader =
             Command::new("sh").args(["-c", shell]).process_group(0).stdout(Stdio::piped()).spawn().unwrap();
         let mut tracker = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(leader.stdout.take().unwrap()), &mut tracker).unwrap();
         let (group, tracker) = (leader.id() as i32, tracker.trim().parse::<i32>().unwrap());
-        // Until the shells have become what they are to be.
-        while members(group).len() < 3 || !is_tracker(tracker) {
-            std::thread::yield_now();
-        }
+        until("the shell has started both", || members(group).len() == 3 && is_tracker(tracker));
         end_group(group);
         leader.wait().unwrap();
-        while members(group) != [tracker] {
-            std::thread::yield_now();
-        }
+        until("only the tracker is left", || members(group) == [tracker]);
+        // It may have ended by itself.
         let _ = kill_process(Pid::from_raw(tracker).unwrap(), Signal::KILL);
     }
 }
