@@ -39,11 +39,12 @@ const EAGER_BATCHES_PER_WORKER: usize = 4;
 pub(crate) const FEW_AHEAD: u32 = 4;
 const MANY_AHEAD: u32 = 16;
 const SHORT: Duration = Duration::from_micros(200);
+/// So many tasks are looked at before.
+const JUDGED_BY: u64 = 16;
+
 /// After calls of so many items, memory is given back to the system.
 const MANY_ITEMS: u64 = 100_000;
 const TAKEN_BY_THEN: Duration = Duration::from_millis(200);
-/// So many tasks are looked at before.
-const JUDGED_BY: u64 = 16;
 
 /// The parts of a call that Python code makes up.
 pub(crate) struct Settings {
