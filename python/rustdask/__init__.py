@@ -9,25 +9,36 @@ Importing rustdask registers the joblib backend ``"rustdask"``:
 [0, 1, 4, 9]
 """
 
+from rustdask._client import Client, fire_and_forget, get_client
 from rustdask._core import __version__
 from rustdask._exceptions import RemoteError, TaskFailure, TaskTimeout, UnpicklableError, WorkerCrashed
+from rustdask._future import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future, as_completed, wait
 from rustdask._items import rng
 from rustdask._joblib import install, uninstall
 from rustdask._pool import explain, info, shutdown
 from rustdask._worker_rank import worker_rank
 
 __all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "FIRST_EXCEPTION",
+    "Client",
+    "Future",
     "RemoteError",
     "TaskFailure",
     "TaskTimeout",
     "UnpicklableError",
     "WorkerCrashed",
     "__version__",
+    "as_completed",
     "explain",
+    "fire_and_forget",
+    "get_client",
     "info",
     "install",
     "rng",
     "shutdown",
     "uninstall",
+    "wait",
     "worker_rank",
 ]

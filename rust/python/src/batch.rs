@@ -11,7 +11,6 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use rustdask_core::SegmentId;
-use rustdask_runtime::driver::Payload;
 use rustdask_runtime::parcel::Parcel;
 
 use crate::call::{CallInner, Engine};
@@ -129,13 +128,15 @@ impl Part {
     }
 }
 
-impl Payload for PartRef {
-    fn parcel(&self) -> Option<Arc<Parcel>> {
+impl PartRef {
+    /// What to send for it, once it has been pickled.
+    pub(crate) fn parcel(&self) -> Option<Arc<Parcel>> {
         // A part that was cut is not what was pickled: its worker would run what others have been given.
         self.0.parcel.get().filter(|_| !self.0.was_cut.load(Ordering::Acquire)).cloned()
     }
 
-    fn split(&self, kept: u32, pieces: u32) -> Vec<(Self, u32)> {
+    /// Keep the first `kept` items; the rest in at most `pieces` parts, with their item counts.
+    pub(crate) fn split(&self, kept: u32, pieces: u32) -> Vec<(Self, u32)> {
         let part = &self.0;
         let middle = part.start + kept;
         part.was_cut.store(true, Ordering::Release);

@@ -26,6 +26,7 @@ use crate::batch::{Batch, Part, PartRef};
 use crate::output::{relay, Attendance};
 use crate::pools::{pools, run_assigned, Processes, Threads};
 use crate::stats::Stats;
+use crate::work::Work;
 
 /// How long a wait goes on before signals are looked at.
 const SLICE: Duration = Duration::from_millis(50);
@@ -72,8 +73,8 @@ pub(crate) struct Settings {
 }
 
 pub(crate) enum Engine {
-    Threads { pool: Arc<Threads>, mailbox: Arc<CallMailbox<PartRef, ()>> },
-    Processes { pool: Arc<Processes>, mailbox: Arc<CallMailbox<PartRef, Delivery>> },
+    Threads { pool: Arc<Threads>, mailbox: Arc<CallMailbox<Work, ()>> },
+    Processes { pool: Arc<Processes>, mailbox: Arc<CallMailbox<Work, Delivery>> },
 }
 
 pub(crate) struct CallInner {
@@ -145,7 +146,7 @@ impl End {
     }
 }
 
-fn describe_death(py: Python<'_>, obituary: &Obituary, deaths: u32) -> PyResult<Py<PyAny>> {
+pub(crate) fn describe_death(py: Python<'_>, obituary: &Obituary, deaths: u32) -> PyResult<Py<PyAny>> {
     let death = PyDict::new(py);
     death.set_item("deaths", deaths)?;
     death.set_item("exit_code", obituary.exit_code)?;
@@ -246,14 +247,14 @@ impl CallInner {
                 if let Err(error) = crate::transport::pickle(py, self, pool, &part) {
                     part.0.set_outcome(Err(error));
                     let ending = Ending::Reported(Delivery::Unsent);
-                    mailbox.post(Notice::Resolved { task: TaskId(u64::MAX), payload: part, ending });
+                    mailbox.post(Notice::Resolved { task: TaskId(u64::MAX), payload: Work::Part(part), ending });
                     return true;
                 }
             }
         }
         match &self.engine {
-            Engine::Threads { pool, .. } => pool.driver.submit(self.id, part, items).is_some(),
-            Engine::Processes { pool, .. } => pool.driver.submit(self.id, part, items).is_some(),
+            Engine::Threads { pool, .. } => pool.driver.submit(self.id, Work::Part(part), items).is_some(),
+            Engine::Processes { pool, .. } => pool.driver.submit(self.id, Work::Part(part), items).is_some(),
         }
     }
 
@@ -353,20 +354,20 @@ impl CallInner {
         Ok(true)
     }
 
-    fn handle_local(
-        self: &Arc<Self>,
-        py: Python<'_>,
-        pool: &Arc<Threads>,
-        notice: Notice<PartRef, ()>,
-    ) -> PyResult<()> {
+    fn handle_local(self: &Arc<Self>, py: Python<'_>, pool: &Arc<Threads>, notice: Notice<Work, ()>) -> PyResult<()> {
         match notice {
-            Notice::Help { task, attempt, payload, cursor } => self.help(py, pool, task, attempt, &payload, cursor),
-            Notice::Resolved { payload, ending: Ending::Reported(()), .. } => match payload.0.take_outcome() {
-                Some(Ok(results)) => self.end_part(py, &payload, End::Results(results)),
-                Some(Err(error)) => self.end_part(py, &payload, End::Raised(error)),
-                None => Err(PyRuntimeError::new_err("a task was reported without its outcome")),
+            Notice::Help { task, attempt, payload, cursor } => match payload.into_part() {
+                Some(part) => self.help(py, pool, task, attempt, &part, cursor),
+                None => Ok(()),
             },
-            Notice::Resolved { payload, ending, .. } => self.end_part(py, &payload, unreported(ending)),
+            Notice::Resolved { payload, ending, .. } => {
+                let Some(part) = payload.into_part() else { return Ok(()) };
+                match (ending, part.0.take_outcome()) {
+                    (Ending::Reported(()), Some(Ok(results))) => self.end_part(py, &part, End::Results(results)),
+                    (Ending::Reported(()), Some(Err(error))) => self.end_part(py, &part, End::Raised(error)),
+                    (ending, _) => self.end_part(py, &part, unreported(ending)),
+                }
+            }
             Notice::Send { .. } => Ok(()),
         }
     }
@@ -400,19 +401,21 @@ impl CallInner {
         self: &Arc<Self>,
         py: Python<'_>,
         pool: &Arc<Processes>,
-        notice: Notice<PartRef, Delivery>,
+        notice: Notice<Work, Delivery>,
     ) -> PyResult<()> {
         match notice {
-            Notice::Send { worker, task, attempt, payload } => {
-                crate::transport::send(py, self, pool, worker, task, attempt, &payload)
-            }
+            Notice::Send { worker, task, attempt, payload } => match payload.into_part() {
+                Some(part) => crate::transport::send(py, self, pool, worker, task, attempt, &part),
+                None => Ok(()),
+            },
             Notice::Resolved { payload, ending, .. } => {
-                pool.release(&payload.0.take_segments());
+                let Some(part) = payload.into_part() else { return Ok(()) };
+                pool.release(&part.0.take_segments());
                 let end = match ending {
-                    Ending::Reported(delivery) => crate::transport::receive(py, self, &payload, delivery)?,
+                    Ending::Reported(delivery) => crate::transport::receive(py, self, &part, delivery)?,
                     other => unreported(other),
                 };
-                self.end_part(py, &payload, end)
+                self.end_part(py, &part, end)
             }
             Notice::Help { .. } => Ok(()),
         }

@@ -4,10 +4,16 @@ mod batch;
 mod buffer;
 mod call;
 mod exit;
+mod handle;
+mod node;
 mod output;
 mod pools;
+mod scan;
+mod session;
 mod stats;
 mod transport;
+mod watch;
+mod work;
 mod worker;
 
 use std::path::PathBuf;
@@ -305,10 +311,16 @@ fn die_with_parent() -> PyResult<()> {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Call>()?;
     module.add_class::<CallStats>()?;
+    module.add_class::<session::Session>()?;
+    module.add_class::<handle::Handle>()?;
+    module.add_class::<scan::Input>()?;
+    module.add_class::<watch::Watch>()?;
     module.add_class::<buffer::SharedBuffer>()?;
     module.add_class::<worker::WorkerEndpoint>()?;
     module.add_class::<worker::WorkerTask>()?;
     module.add_function(wrap_pyfunction!(shutdown, module)?)?;
+    module.add_function(wrap_pyfunction!(handle::results, module)?)?;
+    module.add_function(wrap_pyfunction!(session::current_session, module)?)?;
     module.add_function(wrap_pyfunction!(forget_blob, module)?)?;
     module.add_function(wrap_pyfunction!(before_fork, module)?)?;
     module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;

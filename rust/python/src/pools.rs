@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use rustdask_core::Outcome;
 use rustdask_runtime::processes::ProcessPool;
 use rustdask_runtime::template::Launch;
-use rustdask_runtime::threads::{Seat, ThreadPool};
+use rustdask_runtime::threads::{Seat, ThreadPool, ThreadPoolSpec};
 
-use crate::batch::PartRef;
 use crate::call::{run_part, CallInner};
+use crate::session::SessionInner;
+use crate::work::Work;
 
-pub(crate) type Threads = ThreadPool<PartRef>;
-pub(crate) type Processes = ProcessPool<PartRef>;
+pub(crate) type Threads = ThreadPool<Work>;
+pub(crate) type Processes = ProcessPool<Work>;
 
 /// Threads that are busy at shutdown are waited for this long, twice.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
@@ -34,6 +36,7 @@ pub(crate) struct Pools {
     threads: Mutex<Option<Arc<Threads>>>,
     processes: Mutex<Option<Arc<Processes>>>,
     calls: Mutex<Vec<Weak<CallInner>>>,
+    sessions: Mutex<Vec<Weak<SessionInner>>>,
     reader: OnceLock<Sender<Errand>>,
     reader_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -86,7 +89,12 @@ pub(crate) fn forget_after_fork() {
 impl Pools {
     pub(crate) fn threads(&self, core_budget: u32) -> Arc<Threads> {
         let mut threads = self.threads.lock().expect("no holder panics");
-        threads.get_or_insert_with(|| Arc::new(ThreadPool::new(core_budget, Arc::new(serve)))).clone()
+        threads
+            .get_or_insert_with(|| {
+                let spec = ThreadPoolSpec { core_budget, ..ThreadPoolSpec::default() };
+                Arc::new(ThreadPool::new(spec, Arc::new(serve)))
+            })
+            .clone()
     }
 
     /// `launch` is asked for how to start Python when there is no pool yet.
@@ -125,6 +133,13 @@ impl Pools {
             calls.retain(|call| call.strong_count() > 0);
         }
         calls.push(call);
+    }
+
+    /// Remember a session, until it is dropped.
+    pub(crate) fn session_opened(&self, session: Weak<SessionInner>) {
+        let mut sessions = self.sessions.lock().expect("no holder panics");
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.push(session);
     }
 
     /// Have all callers stop waiting: the interpreter is about to end, and they must be out of native code by then.
@@ -169,6 +184,10 @@ impl Pools {
         let old = self as *const Self as *mut Self;
         // Somebody else may have stopped it meanwhile.
         let _ = POOLS.compare_exchange(old, std::ptr::null_mut(), Ordering::AcqRel, Ordering::Acquire);
+        let sessions = std::mem::take(&mut *self.sessions.lock().expect("no holder panics"));
+        sessions.iter().filter_map(Weak::upgrade).for_each(|session| {
+            session.close();
+        });
         let processes = self.processes.lock().expect("no holder panics").take();
         if let Some(pool) = processes {
             pool.stop();
@@ -185,19 +204,19 @@ impl Pools {
 
 thread_local! {
     /// Where this thread gets its tasks, if it is a pool thread.
-    static SEAT: RefCell<Option<Arc<Seat<PartRef>>>> = const { RefCell::new(None) };
+    static SEAT: RefCell<Option<Arc<Seat<Work>>>> = const { RefCell::new(None) };
 }
 
-/// A pool thread. It keeps its Python thread state from start to end, and lets go of the interpreter while it waits.
-fn serve(seat: Seat<PartRef>) {
+/// A pool thread, of whichever pool. It keeps its Python thread state from start to end, and lets go of the interpreter while it waits.
+pub(crate) fn serve(seat: Seat<Work>) {
     let seat = Arc::new(seat);
     // None: the interpreter is ending, and so does this thread.
     let _ = Python::try_attach(|py| {
         let Ok(_registered) = crate::exit::Registered::new(py) else { return };
         SEAT.set(Some(seat.clone()));
         while py.detach(|| seat.wait()) {
-            while let Some(call) = run_one(py, &seat) {
-                call.read(py);
+            while let Some(ran) = run_one(py, &seat) {
+                ran.into_iter().for_each(|call| call.read(py));
             }
         }
         SEAT.set(None);
@@ -209,20 +228,24 @@ fn serve(seat: Seat<PartRef>) {
 /// one to read what becomes of that.
 pub(crate) fn run_assigned(py: Python<'_>) -> bool {
     let ran = SEAT.with_borrow(Clone::clone).and_then(|seat| run_one(py, &seat));
-    ran.inspect(|call| call.leave_to_others()).is_some()
+    ran.inspect(|call| call.iter().for_each(|call| call.leave_to_others())).is_some()
 }
 
-/// The call of the task that was run.
-fn run_one(py: Python<'_>, seat: &Seat<PartRef>) -> Option<Arc<CallInner>> {
+/// Run what was assigned; for a part of a call of joblib's, the call, whose mailbox is to be read.
+fn run_one(py: Python<'_>, seat: &Seat<Work>) -> Option<Option<Arc<CallInner>>> {
     let assigned = seat.take()?;
-    let part = assigned.payload;
-    let call = part.0.batch.call.clone();
-    match call.enter_thread(py) {
-        Ok(()) => run_part(py, &part, assigned.cursor),
-        Err(error) => part.0.set_outcome(Err(error)),
-    }
-    drop(part);
-    seat.finished(assigned.task, assigned.attempt, rustdask_core::Outcome::Ok);
+    let (call, outcome) = match assigned.payload {
+        Work::Part(part) => {
+            let call = part.0.batch.call.clone();
+            match call.enter_thread(py) {
+                Ok(()) => run_part(py, &part, assigned.cursor),
+                Err(error) => part.0.set_outcome(Err(error)),
+            }
+            (Some(call), Outcome::Ok)
+        }
+        Work::Node(node) => (None, crate::session::run_node(py, &node, assigned.attempt)),
+    };
+    seat.finished(assigned.task, assigned.attempt, outcome);
     Some(call)
 }
 

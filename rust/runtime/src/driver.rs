@@ -5,27 +5,59 @@
 //! or touches Python; payloads that are no longer needed are dropped after it is released.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rustdask_core::scheduler::Config;
 use rustdask_core::{
-    Action, Actions, Attempt, CallId, CallSpec, Event, KillReason, Resolution, Scheduler, TaskId, WorkerId,
+    Action, Actions, Attempt, CallId, CallSpec, Event, Grant, KillReason, Outcome, Resolution, Scheduler, TaskId,
+    TaskSpec, WorkerId,
 };
 
 use crate::mailbox::Mailbox;
 use crate::parcel::Parcel;
 
-const ONLY_GRAPHS: &str = "this driver submits no graphs";
-
-/// What a task carries. The driver only holds it and cuts it.
+/// What a task carries. The driver only holds it and cuts it, and tells it how it fares if it belongs to a graph.
 pub trait Payload: Clone + Send + 'static {
     /// Keep the first `kept` items; the rest in at most `pieces` payloads, with their item counts.
     fn split(&self, kept: u32, pieces: u32) -> Vec<(Self, u32)>;
 
     /// What to send to a worker process, if it has been pickled already.
     fn parcel(&self) -> Option<Arc<Parcel>>;
+
+    /// A task of a graph goes to a worker: what is reported of any other attempt does not count.
+    fn assigned(&self, attempt: Attempt, granted: &[Grant]);
+
+    /// A task of a graph has ended, and somebody wants to know.
+    fn ended(&self, end: End<Self>);
+}
+
+/// How the task of a graph ended.
+#[derive(Debug)]
+pub enum End<P> {
+    /// By a report, which the payload has got from the worker.
+    Reported(Outcome),
+    Crashed {
+        obituary: Obituary,
+        deaths: u32,
+    },
+    TimedOut,
+    NoWorkers {
+        why: String,
+    },
+    /// Something that it depends on failed; `None`: long ago.
+    DependencyFailed {
+        cause: Option<P>,
+    },
+    Cancelled,
+    /// No worker has what it asks for.
+    Unrunnable,
+    /// It depends on a task that is not there, or on itself.
+    Broken,
+    /// Its call was closed.
+    Closed,
 }
 
 /// How a task ended, with what its worker reported.
@@ -92,6 +124,8 @@ pub trait Shell: Send + Sized + 'static {
     fn run(&mut self, job: Job<Self>);
     fn retract(&mut self, worker: WorkerId, task: TaskId, attempt: Attempt, followups: &mut VecDeque<Event>);
     fn kill(&mut self, worker: WorkerId, reason: KillReason);
+    /// The worker need not keep the result.
+    fn forget(&mut self, worker: WorkerId, task: TaskId);
     /// The report that a `Finished` resolution is about.
     fn report(&mut self, task: TaskId) -> Option<Self::Report>;
     fn obituary(&mut self, worker: WorkerId) -> Obituary;
@@ -121,6 +155,8 @@ struct Task<P> {
     call: CallId,
     payload: P,
     items: u32,
+    /// It belongs to a graph: it is there until the machine has forgotten it.
+    linked: bool,
 }
 
 pub struct State<S: Shell> {
@@ -128,7 +164,7 @@ pub struct State<S: Shell> {
     pub shell: S,
     calls: HashMap<CallId, Call<S>>,
     tasks: HashMap<TaskId, Task<S::Payload>>,
-    next_task: u64,
+    next_task: Arc<AtomicU64>,
     next_call: u64,
     /// When the clock will next look; later deadlines need not disturb it.
     armed: Option<Duration>,
@@ -137,6 +173,9 @@ pub struct State<S: Shell> {
 
 pub struct Driver<S: Shell> {
     state: Mutex<State<S>>,
+    next_task: Arc<AtomicU64>,
+    /// Results that nobody wants any more, for the next one who has the lock.
+    released: Mutex<Vec<(CallId, TaskId)>>,
     epoch: Instant,
     clock: OnceLock<Sender<Duration>>,
 }
@@ -144,17 +183,20 @@ pub struct Driver<S: Shell> {
 impl<S: Shell> Driver<S> {
     /// `shell` is made with a way back to the driver.
     pub fn new(config: Config, shell: impl FnOnce(Weak<Self>) -> S) -> Arc<Self> {
+        let next_task = Arc::new(AtomicU64::new(0));
         Arc::new_cyclic(|driver| Self {
             state: Mutex::new(State {
                 machine: Scheduler::new(config),
                 shell: shell(driver.clone()),
                 calls: HashMap::new(),
                 tasks: HashMap::new(),
-                next_task: 0,
+                next_task: next_task.clone(),
                 next_call: 0,
                 armed: None,
                 splits: 0,
             }),
+            next_task,
+            released: Mutex::default(),
             epoch: Instant::now(),
             clock: OnceLock::new(),
         })
@@ -176,7 +218,7 @@ impl<S: Shell> Driver<S> {
             let closed = state.calls.remove(&call)?;
             events.push_back(Event::CallClosed { call });
             let payloads: Vec<_> = closed.tasks.iter().filter_map(|task| state.tasks.remove(task)).collect();
-            Some((closed.mailbox, payloads))
+            Some((closed.mailbox, payloads, state.drop_graph(call, || End::Closed)))
         });
         self.with(|state, events| state.shell.call_closed(call, events));
         drop(dropped);
@@ -187,24 +229,76 @@ impl<S: Shell> Driver<S> {
         self.with(|state, events| state.admit(call, payload, items, false, events))
     }
 
+    /// Numbers for so many tasks of graphs; the first of them.
+    pub fn reserve(&self, tasks: u64) -> TaskId {
+        TaskId(self.next_task.fetch_add(tasks, Ordering::Relaxed))
+    }
+
+    /// Tasks whose ids were reserved, and that may depend on each other. False when the call is closed.
+    pub fn submit_graph(self: &Arc<Self>, call: CallId, tasks: Vec<(TaskSpec, S::Payload)>) -> bool {
+        self.with(|state, events| {
+            if !state.calls.contains_key(&call) {
+                return false;
+            }
+            state.tasks.reserve(tasks.len());
+            let mut specs = Vec::with_capacity(tasks.len());
+            for (spec, payload) in tasks {
+                state.tasks.insert(spec.task, Task { call, payload, items: 1, linked: true });
+                specs.push(spec);
+            }
+            events.push_back(Event::GraphSubmitted { call, tasks: specs });
+            true
+        })
+    }
+
+    /// Nobody wants the result of a task of a graph any more. Does not wait for the lock, so that it can be said
+    /// anywhere.
+    pub fn release(self: &Arc<Self>, call: CallId, task: TaskId) {
+        self.released.lock().expect("no holder panics").push((call, task));
+        self.settle_released();
+    }
+
+    /// Whoever has the lock looks again after giving it back, so nothing stays behind.
+    fn settle_released(self: &Arc<Self>) {
+        while !self.released.lock().expect("no holder panics").is_empty() {
+            let Ok(state) = self.state.try_lock() else { return };
+            self.finish(state, &mut VecDeque::new());
+        }
+    }
+
+    fn take_released(&self, events: &mut VecDeque<Event>) {
+        let mut released = std::mem::take(&mut *self.released.lock().expect("no holder panics"));
+        released.sort_unstable();
+        for same in released.chunk_by(|a, b| a.0 == b.0) {
+            let tasks = same.iter().map(|(_, task)| *task).collect();
+            events.push_back(Event::TasksReleased { call: same[0].0, tasks });
+        }
+    }
+
     pub fn event(self: &Arc<Self>, event: Event) {
         self.with(|_, events| events.push_back(event));
     }
 
     /// Work on the shell and let the machine hear of it in one step.
     pub fn with<T>(self: &Arc<Self>, step: impl FnOnce(&mut State<S>, &mut VecDeque<Event>) -> T) -> T {
-        let mut garbage = Vec::new();
         let mut events = VecDeque::new();
         let mut state = self.state.lock().expect("no holder panics");
         let out = step(&mut state, &mut events);
-        state.settle(self.epoch.elapsed(), &mut events, &mut garbage);
+        self.finish(state, &mut events);
+        self.settle_released();
+        out
+    }
+
+    fn finish(self: &Arc<Self>, mut state: MutexGuard<'_, State<S>>, events: &mut VecDeque<Event>) {
+        let mut garbage = Vec::new();
+        self.take_released(events);
+        state.settle(self.epoch.elapsed(), events, &mut garbage);
         let deadline = state.deadline_to_arm();
         drop(state);
         drop(garbage);
         if let Some(deadline) = deadline {
             self.arm(deadline);
         }
-        out
     }
 
     /// No call is open and no worker holds a task.
@@ -239,9 +333,13 @@ impl<S: Shell> Driver<S> {
 
 impl<S: Shell> State<S> {
     /// All workers are about to end: every task of every call ends, too, and nothing more is taken on for them.
-    pub fn abandon_calls(&mut self, why: &str, events: &mut VecDeque<Event>) {
-        for (call, abandoned) in self.calls.drain() {
+    /// What is left of them is to be dropped without the lock.
+    #[must_use]
+    pub fn abandon_calls(&mut self, why: &str, events: &mut VecDeque<Event>) -> Vec<S::Payload> {
+        let mut left = Vec::new();
+        for (call, abandoned) in std::mem::take(&mut self.calls) {
             events.push_back(Event::CallClosed { call });
+            left.extend(self.drop_graph(call, || End::NoWorkers { why: why.into() }));
             for task in abandoned.tasks {
                 if let Some(entry) = self.tasks.remove(&task) {
                     let ending = Ending::NoWorkers { why: why.into() };
@@ -249,6 +347,7 @@ impl<S: Shell> State<S> {
                 }
             }
         }
+        left
     }
 
     fn admit(
@@ -260,10 +359,9 @@ impl<S: Shell> State<S> {
         events: &mut VecDeque<Event>,
     ) -> Option<TaskId> {
         let entry = self.calls.get_mut(&call)?;
-        let task = TaskId(self.next_task);
-        self.next_task += 1;
+        let task = TaskId(self.next_task.fetch_add(1, Ordering::Relaxed));
         entry.tasks.insert(task);
-        self.tasks.insert(task, Task { call, payload, items });
+        self.tasks.insert(task, Task { call, payload, items, linked: false });
         events.push_back(Event::TaskSubmitted { call, task, items, urgent });
         Some(task)
     }
@@ -287,15 +385,19 @@ impl<S: Shell> State<S> {
             Action::Kill { worker, reason } => self.shell.kill(worker, reason),
             Action::Remainder { call, task, kept } => self.split(call, task, kept, events),
             Action::Resolve { call, task, resolution } => self.resolve(call, task, resolution, garbage),
-            Action::Forget { .. } | Action::Gone { .. } | Action::Lost { .. } | Action::Restored { .. } => {
-                unreachable!("{ONLY_GRAPHS}")
-            }
+            Action::Forget { worker, task } => self.shell.forget(worker, task),
+            Action::Gone { task } => garbage.extend(self.tasks.remove(&task)),
+            // Results are kept here, not by the workers: none is lost.
+            Action::Lost { .. } | Action::Restored { .. } => {}
         }
     }
 
     fn run(&mut self, worker: WorkerId, task: TaskId, attempt: Attempt) {
         let Some(entry) = self.tasks.get(&task) else { return };
         let Some(call) = self.calls.get(&entry.call) else { return };
+        if entry.linked {
+            entry.payload.assigned(attempt, self.machine.granted(task));
+        }
         self.shell.run(Job {
             call: entry.call,
             mailbox: call.mailbox.clone(),
@@ -318,6 +420,9 @@ impl<S: Shell> State<S> {
     }
 
     fn resolve(&mut self, call: CallId, task: TaskId, resolution: Resolution, garbage: &mut Vec<Task<S::Payload>>) {
+        if self.tasks.get(&task).is_some_and(|entry| entry.linked) {
+            return self.end(task, resolution);
+        }
         let ending = match resolution {
             Resolution::Finished { .. } => match self.shell.report(task) {
                 Some(report) => Ending::Reported(report),
@@ -331,7 +436,7 @@ impl<S: Shell> State<S> {
             Resolution::DependencyFailed { .. }
             | Resolution::Cancelled
             | Resolution::Unrunnable
-            | Resolution::Broken => unreachable!("{ONLY_GRAPHS}"),
+            | Resolution::Broken => return,
         };
         let Some(entry) = self.tasks.remove(&task) else { return };
         let Some(owner) = self.calls.get_mut(&call) else { return };
@@ -344,6 +449,39 @@ impl<S: Shell> State<S> {
             owner.mailbox.post(notice);
         }
         garbage.push(entry);
+    }
+
+    fn end(&mut self, task: TaskId, resolution: Resolution) {
+        let end = match resolution {
+            Resolution::Finished { outcome, .. } => End::Reported(outcome),
+            Resolution::WorkerCrashed { worker, deaths } => {
+                End::Crashed { obituary: self.shell.obituary(worker), deaths }
+            }
+            Resolution::TimedOut { .. } => End::TimedOut,
+            Resolution::NoWorkers => End::NoWorkers { why: self.shell.start_failure() },
+            Resolution::DependencyFailed { cause } => {
+                End::DependencyFailed { cause: self.tasks.get(&cause).map(|entry| entry.payload.clone()) }
+            }
+            Resolution::Cancelled => End::Cancelled,
+            Resolution::Unrunnable => End::Unrunnable,
+            Resolution::Broken => End::Broken,
+        };
+        if let Some(entry) = self.tasks.get(&task) {
+            entry.payload.ended(end);
+        }
+    }
+
+    /// Take out all that a closed call has left of its graphs, and end it.
+    fn drop_graph(&mut self, call: CallId, end: impl Fn() -> End<S::Payload>) -> Vec<S::Payload> {
+        let of_call = |task: &Task<_>| task.linked && task.call == call;
+        let dropped: Vec<_> = self.tasks.extract_if(|_, task| of_call(task)).map(|(_, task)| task.payload).collect();
+        dropped.iter().for_each(|payload| payload.ended(end()));
+        dropped
+    }
+
+    /// What a task carries, while it is there.
+    pub fn payload(&self, task: TaskId) -> Option<&S::Payload> {
+        self.tasks.get(&task).map(|entry| &entry.payload)
     }
 
     fn deadline_to_arm(&mut self) -> Option<Duration> {

@@ -278,6 +278,8 @@ impl<P: Payload> Shell for ProcessShell<P> {
         }
     }
 
+    fn forget(&mut self, _worker: WorkerId, _task: TaskId) {}
+
     fn report(&mut self, task: TaskId) -> Option<Delivery> {
         self.report.take_if(|(reported, _)| *reported == task).map(|(_, report)| report)
     }
@@ -667,13 +669,14 @@ impl<P: Payload> Io<P> {
     }
 
     fn stop(&mut self, orders: &mut mpsc::UnboundedReceiver<Command>) {
-        let ended = self.driver.with(|state, events| {
+        let (ended, left) = self.driver.with(|state, events| {
             state.shell.stopped = true;
-            state.abandon_calls(SHUT_DOWN, events);
+            let left = state.abandon_calls(SHUT_DOWN, events);
             let ended: Vec<_> = state.shell.workers.drain().collect();
             events.extend(ended.iter().map(|(worker, _)| Event::WorkerLost { worker: *worker }));
-            ended
+            (ended, left)
         });
+        drop(left);
         // Started by nobody: those that were asked for and not begun.
         while let Ok(order) = orders.try_recv() {
             if let Command::Start(worker) = order {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustdask_core::scheduler::Config;
-use rustdask_core::{Attempt, CallId, Event, KillReason, Outcome, TaskId, WorkerId, WorkerSpec};
+use rustdask_core::{Attempt, CallId, Event, HostId, KillReason, Outcome, Resources, TaskId, WorkerId, WorkerSpec};
 
 use crate::cursor::Cursor;
 use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
@@ -62,8 +62,24 @@ pub struct ThreadShell<P: Payload> {
     alive: Arc<Alive>,
     next_helper: u32,
     start_failure: String,
-    /// So many threads stay, however long they have had nothing to do.
-    keep: usize,
+    spec: ThreadPoolSpec,
+}
+
+/// What the threads of a pool are, together.
+#[derive(Clone, Debug)]
+pub struct ThreadPoolSpec {
+    /// Cores that running tasks may use together. So many threads stay, however long they have had nothing to do.
+    pub core_budget: u32,
+    pub max_workers: u32,
+    /// What tasks of graphs may hold.
+    pub resources: Resources,
+    pub host: Option<HostId>,
+}
+
+impl Default for ThreadPoolSpec {
+    fn default() -> Self {
+        Self { core_budget: 1, max_workers: u32::MAX, resources: Resources::NONE, host: None }
+    }
 }
 
 impl<P: Payload> Shell for ThreadShell<P> {
@@ -75,8 +91,11 @@ impl<P: Payload> Shell for ThreadShell<P> {
 
     fn start_worker(&mut self, worker: WorkerId, followups: &mut VecDeque<Event>) {
         match self.start(worker) {
-            Ok(()) => followups
-                .push_back(Event::WorkerJoined { worker, spec: WorkerSpec { depth: 1, ..WorkerSpec::default() } }),
+            Ok(()) => {
+                let ThreadPoolSpec { resources, host, .. } = self.spec.clone();
+                let spec = WorkerSpec { depth: 1, resources, host, ..WorkerSpec::default() };
+                followups.push_back(Event::WorkerJoined { worker, spec });
+            }
             Err(error) => {
                 self.start_failure = format!("the system refused to start a thread: {error}");
                 followups.push_back(Event::WorkerLost { worker });
@@ -116,6 +135,9 @@ impl<P: Payload> Shell for ThreadShell<P> {
     fn kill(&mut self, _worker: WorkerId, _reason: KillReason) {
         unreachable!("threads join as workers that cannot be killed");
     }
+
+    /// What a thread has made is nobody's in particular.
+    fn forget(&mut self, _worker: WorkerId, _task: TaskId) {}
 
     fn report(&mut self, _task: TaskId) -> Option<()> {
         Some(())
@@ -193,9 +215,17 @@ struct Alive {
 }
 
 impl<P: Payload> ThreadPool<P> {
-    pub fn new(core_budget: u32, body: ThreadBody<P>) -> Self {
+    pub fn new(spec: ThreadPoolSpec, body: ThreadBody<P>) -> Self {
         let alive = Arc::new(Alive::default());
-        let config = Config { core_budget, ..Config::default() };
+        let config = Config {
+            core_budget: spec.core_budget,
+            max_workers: spec.max_workers,
+            start_resources: spec.resources.clone(),
+            // What one thread has made, all have.
+            bandwidth_bytes_per_s: u64::MAX,
+            latency: Duration::ZERO,
+            ..Config::default()
+        };
         let driver = Driver::new(config, |driver| ThreadShell {
             slots: HashMap::new(),
             helpers: HashMap::new(),
@@ -205,7 +235,7 @@ impl<P: Payload> ThreadPool<P> {
             alive: alive.clone(),
             next_helper: FIRST_HELPER,
             start_failure: String::new(),
-            keep: core_budget as usize,
+            spec,
         });
         Self { driver, alive }
     }
@@ -331,7 +361,7 @@ impl<P: Payload> Seat<P> {
     /// Leave the pool, if it has more threads than cores and none of its tasks is for this one.
     fn retire(&self) -> bool {
         self.driver.with(|state, events| {
-            if !self.state().waiting.is_empty() || state.shell.slots.len() <= state.shell.keep {
+            if !self.state().waiting.is_empty() || state.shell.slots.len() <= state.shell.spec.core_budget as usize {
                 return false;
             }
             state.shell.slots.remove(&self.worker);

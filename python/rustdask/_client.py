@@ -1,0 +1,506 @@
+"""The client: submits calls and graphs of calls to workers of its own.
+
+A client has a pool: threads of this process, or worker processes. The one that was made last is the current one, which
+`get_client` returns; inside a task, that is the client of the task.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rustdask import _core
+from rustdask._cores import parse_memory
+from rustdask._future import Future, all_ended
+from rustdask._joblib import cores
+
+_open: list[weakref.ref[Client]] = []
+_by_session: weakref.WeakValueDictionary[_core.Session, Client] = weakref.WeakValueDictionary()
+_default: Client | None = None
+_default_lock = threading.Lock()
+_forgotten: set[Future] = set()
+
+
+class Client:
+    """Runs functions, and graphs of functions that take each other's results, on workers of its own.
+
+    Parameters
+    ----------
+    n_workers : int, optional
+        Worker processes, by default as many as there are cores. With ``processes=False``, as many threads.
+    threads_per_worker : int, optional
+        Threads in each of them, by default one.
+    processes : bool, default=True
+        Run tasks in worker processes, not in threads of this one.
+    memory_limit : int or str, optional
+        Memory that each worker process may use, such as ``"2GB"``.
+    resources : dict of str to float, optional
+        What the workers have together, for tasks that ask for it, such as ``{"GPU": 2}``.
+    asynchronous : bool, default=False
+        For use in an event loop: what would wait is a coroutine.
+    set_as_default : bool, default=True
+        Be what `get_client` returns.
+
+    Examples
+    --------
+    >>> from rustdask import Client
+    >>> with Client(n_workers=2) as client:
+    ...     futures = client.map(abs, [-1, -2, -3])
+    ...     client.submit(sum, futures).result()
+    6
+    """
+
+    def __init__(
+        self,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        processes: bool = True,
+        memory_limit: int | str | None = None,
+        resources: Mapping[str, float] | None = None,
+        asynchronous: bool = False,
+        set_as_default: bool = True,
+    ) -> None:
+        _check_count("n_workers", n_workers)
+        _check_count("threads_per_worker", threads_per_worker)
+        self.asynchronous = asynchronous
+        self.processes = processes
+        self.memory_limit = parse_memory(memory_limit)
+        self.resources = dict(resources or {})
+        self.n_workers = n_workers or max(1, cores().count // (threads_per_worker or 1))
+        self.threads_per_worker = threads_per_worker or 1
+        self._named: weakref.WeakValueDictionary[Any, Future] = weakref.WeakValueDictionary()
+        self._session = self._open_session()
+        _by_session[self._session] = self
+        if set_as_default:
+            _open.append(weakref.ref(self))
+
+    def _open_session(self) -> _core.Session:
+        threads = self.n_workers * self.threads_per_worker
+        return _core.Session.threads(workers=threads, resources=self.resources)
+
+    # Submitting
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        key: Any = None,
+        priority: int = 0,
+        retries: int = 0,
+        resources: Mapping[str, float] | None = None,
+        workers: Iterable[int] | int | None = None,
+        pure: bool = False,
+        **kwargs: Any,
+    ) -> Future:
+        """Run a function, as soon as a worker is free and the futures among its arguments have results.
+
+        Parameters
+        ----------
+        function : callable
+        *args, **kwargs
+            Its arguments. Futures, also inside of lists, tuples, dicts and sets, arrive as their results.
+        key : hashable, optional
+            Name of the task. While there is a future for a task of that name, another one for the same task is returned.
+        priority : int, default=0
+            Tasks of higher priority go first.
+        retries : int, default=0
+            How often the task is run again when it raises.
+        resources : dict of str to float, optional
+            What it holds while it runs, such as ``{"GPU": 1}``.
+        workers : int or iterable of int, optional
+            Workers that may run it, by their names in `scheduler_info`.
+        pure : bool, default=False
+            The same function and arguments give the same result: name the task after them.
+
+        Returns
+        -------
+        Future
+
+        Raises
+        ------
+        RuntimeError
+            If the client is closed.
+        """
+        if not callable(function):
+            raise TypeError(f"submit takes a function and its arguments, got {function!r}")
+        if pure and key is None:
+            key = _token(function, args, kwargs)
+        if key is not None and (known := self._known(key)) is not None:
+            return known
+        options = _options(priority, retries, resources, workers)
+        keys = None if key is None else [key]
+        future: Future = self._session.submit(Future, [(function, args, kwargs)], keys=keys, **options)[0]
+        if key is not None:
+            self._named[key] = future
+        return future
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        *iterables: Iterable[Any],
+        key: str | Iterable[Any] | None = None,
+        priority: int = 0,
+        retries: int = 0,
+        resources: Mapping[str, float] | None = None,
+        workers: Iterable[int] | int | None = None,
+        pure: bool = False,
+        **kwargs: Any,
+    ) -> list[Future]:
+        """Run a function on each of many arguments.
+
+        Parameters
+        ----------
+        function : callable
+        *iterables : iterable
+            Of its positional arguments, taken together as by ``zip``.
+        key : str or iterable, optional
+            Prefix of the names of the tasks, or all of the names.
+        priority, retries, resources, workers, pure
+            As for `submit`.
+        **kwargs
+            Further arguments, the same for all.
+
+        Returns
+        -------
+        list of Future
+        """
+        if not callable(function):
+            raise TypeError(f"map takes a function and iterables of arguments, got {function!r}")
+        calls = [(function, args, kwargs) for args in zip(*iterables, strict=False)]
+        keys = _keys_of(key, calls, pure)
+        options = _options(priority, retries, resources, workers)
+        if keys is None:
+            return self._session.submit(Future, calls, **options)
+        new = {name: call for name, call in zip(keys, calls, strict=True) if self._known(name) is None}
+        made = self._session.submit(Future, list(new.values()), keys=list(new), **options)
+        self._named.update(zip(new, made, strict=True))
+        del made
+        return [self._named[name] if name in new else self._require(name) for name in keys]
+
+    def _known(self, key: Any) -> Future | None:
+        future = self._named.get(key)
+        if future is None or future.status in ("released", "cancelled"):
+            return None
+        return future.another(Future)  # type: ignore[no-any-return]
+
+    def _require(self, key: Any) -> Future:
+        future = self._known(key)
+        assert future is not None
+        return future
+
+    # Data
+
+    def gather(self, futures: Any, errors: str = "raise") -> Any:
+        """Wait for futures and return their results.
+
+        Parameters
+        ----------
+        futures : Future, or list, tuple, set or dict of futures, or iterator
+            Nested as you like.
+        errors : {"raise", "skip"}
+            Raise what the first failed task raised, or leave failed tasks out of lists.
+
+        Returns
+        -------
+        object
+            Results in the place of futures.
+        """
+        if errors not in ("raise", "skip"):
+            raise ValueError(f"errors must be 'raise' or 'skip', got {errors!r}")
+        if not isinstance(futures, (Future, list, tuple, set, dict)):
+            futures = list(futures)
+        if self.asynchronous:
+            return self._gather_later(futures, errors)
+        return _gathered(futures, errors)
+
+    async def _gather_later(self, futures: Any, errors: str) -> Any:
+        await all_ended(_futures_in(futures))
+        return _gathered(futures, errors)
+
+    def scatter(self, data: Any, broadcast: bool = False) -> Any:
+        """Put data where tasks can use it, once for all of them.
+
+        Parameters
+        ----------
+        data : object
+            A list, tuple, set or dict is scattered element by element.
+        broadcast : bool, default=False
+            Send it to all workers at once. On one machine they share its memory anyway.
+
+        Returns
+        -------
+        Future, or a list, tuple, set or dict of futures
+        """
+        if type(data) is dict:
+            made: Any = {key: self._scatter_one(value) for key, value in data.items()}
+        elif type(data) in (list, tuple, set):
+            made = type(data)(self._scatter_one(value) for value in data)
+        else:
+            made = self._scatter_one(data)
+        return _ready(made) if self.asynchronous else made
+
+    def _scatter_one(self, value: Any) -> Future:
+        return self._session.scatter(Future, value)  # type: ignore[no-any-return]
+
+    # Control
+
+    def cancel(self, futures: Any, force: bool = False) -> Any:
+        """End tasks, and all that depends on them.
+
+        Parameters
+        ----------
+        futures : Future, or list, tuple, set or dict of futures
+        force : bool, default=False
+            End a worker process that runs one of them, too. Otherwise what runs is left to its end, and its result dropped.
+        """
+        self._session.cancel(list(_futures_in(futures)), force=force)
+        return _ready(None) if self.asynchronous else None
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a function on every worker, whatever else they have to do.
+
+        Threads of this process count as one worker.
+
+        Returns
+        -------
+        dict
+            Results, by the names of the workers.
+        """
+        names = list(self.scheduler_info()["workers"])
+        futures = {
+            name: self.submit(function, *args, workers=None if len(names) == 1 else [name], priority=1 << 30, **kwargs)
+            for name in names
+        }
+        return self.gather(futures)
+
+    def scheduler_info(self) -> dict[str, Any]:
+        """Return what the client has: its workers, by name, with their threads, memory limits and resources."""
+        return {
+            "type": "Scheduler",
+            "address": "threads of this process",
+            "workers": {0: {"nthreads": self.n_workers * self.threads_per_worker, "resources": self.resources}},
+            **self._session.stats(),
+        }
+
+    def wait_for_workers(self, n_workers: int | None = None, timeout: float | None = None) -> Any:
+        """Wait until workers have started.
+
+        Parameters
+        ----------
+        n_workers : int, optional
+            How many; by default all.
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Raises
+        ------
+        TimeoutError
+            When the time is over before that.
+        ValueError
+            If there are never to be so many.
+        """
+        if n_workers is not None and n_workers > self.n_workers:
+            raise ValueError(f"this client has {self.n_workers} workers, so there will not be {n_workers}")
+        return _ready(None) if self.asynchronous else None
+
+    # Dask's collections
+
+    def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Compute keys of a Dask graph; a Dask scheduler function: ``x.compute(scheduler=client.get)``."""
+        from rustdask import _dask
+
+        return _dask.get(dsk, keys, client=self, **kwargs)
+
+    def compute(self, collections: Any, **kwargs: Any) -> Any:
+        """Compute Dask collections, or `delayed` objects, in the background.
+
+        Parameters
+        ----------
+        collections : collection, or list or tuple of collections
+
+        Returns
+        -------
+        Future, or list of Future
+        """
+        from rustdask import _dask
+
+        return _dask.compute(self, collections, **kwargs)
+
+    def persist(self, collections: Any, **kwargs: Any) -> Any:
+        """Compute Dask collections in the background, and return collections of the results."""
+        from rustdask import _dask
+
+        return _dask.persist(self, collections, **kwargs)
+
+    # Life
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self._session.closed
+
+    def close(self) -> Any:
+        """End the workers. Tasks that have not ended are cancelled."""
+        self._session.close()
+        _open[:] = [ref for ref in _open if ref() not in (None, self)]
+        return _ready(None) if self.asynchronous else None
+
+    def __enter__(self) -> Client:
+        if self.asynchronous:
+            raise TypeError("an asynchronous client is entered with 'async with'")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return _ready(self).__await__()
+
+    def __repr__(self) -> str:
+        what = "processes" if self.processes else "threads"
+        state = "closed" if self.closed else f"{self.n_workers} {what}"
+        return f"<Client: {state}>"
+
+
+def get_client() -> Client:
+    """Return the current client: inside a task, that of the task; otherwise the one that was made last.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    session = _core.current_session()
+    if session is not None:
+        return client_of(session)
+    for ref in reversed(_open):
+        client = ref()
+        if client is not None and not client.closed:
+            return client
+    raise ValueError("there is no client: make one with rustdask.Client()")
+
+
+def default_client() -> Client:
+    """Return the current client, or else one with threads of this process, made on first use."""
+    global _default
+    try:
+        return get_client()
+    except ValueError:
+        with _default_lock:
+            if _default is None or _default.closed or not _default._session.is_ours:
+                _default = Client(processes=False, set_as_default=False)
+            return _default
+
+
+def client_of(session: _core.Session) -> Client:
+    """Return the client that a session belongs to."""
+    client = _by_session.get(session)
+    if client is None:
+        raise ValueError("the client is gone; keep a reference to it while its futures are in use")
+    return client
+
+
+def fire_and_forget(futures: Any) -> None:
+    """Have tasks run to their end though nobody keeps a future for them.
+
+    Parameters
+    ----------
+    futures : Future, or list, tuple, set or dict of futures
+    """
+    for future in _futures_in(futures):
+        future.keep()
+
+
+async def _ready(value: Any) -> Any:
+    return value
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def _options(
+    priority: int, retries: int, resources: Mapping[str, float] | None, workers: Iterable[int] | int | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if priority:
+        options["priority"] = priority
+    if retries:
+        options["retries"] = retries
+    if resources:
+        options["resources"] = dict(resources)
+    if workers is not None:
+        options["workers"] = [workers] if isinstance(workers, int) else [int(worker) for worker in workers]
+    return options
+
+
+def _keys_of(key: str | Iterable[Any] | None, calls: list[Any], pure: bool) -> list[Any] | None:
+    if pure and key is None:
+        return [_token(*call) for call in calls]
+    if key is None:
+        return None
+    if isinstance(key, str):
+        return [f"{key}-{at}" for at in range(len(calls))]
+    keys = list(key)
+    if len(keys) != len(calls):
+        raise ValueError(f"there are {len(keys)} keys for {len(calls)} calls")
+    return keys
+
+
+def _token(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    import hashlib
+
+    from rustdask._serialize import dumps
+
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"{name}-{hashlib.blake2b(dumps((function, args, dict(kwargs))), digest_size=16).hexdigest()}"
+
+
+def _futures_in(value: Any) -> Iterable[Future]:
+    if isinstance(value, Future):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _futures_in(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _futures_in(item)
+
+
+def _gathered(value: Any, errors: str) -> Any:
+    if type(value) is list and value and all(isinstance(item, Future) for item in value):
+        results = _core.results(value)
+        if results is not None:
+            return list(results)
+    return _gathered_one_by_one(value, errors)
+
+
+def _gathered_one_by_one(value: Any, errors: str) -> Any:
+    if isinstance(value, Future):
+        return value.result()
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not _is_skipped(item, errors)}
+        return {key: _gathered_one_by_one(item, errors) for key, item in kept.items()}
+    if isinstance(value, (list, tuple, set)):
+        kept_items = [item for item in value if not _is_skipped(item, errors)]
+        return type(value)(_gathered_one_by_one(item, errors) for item in kept_items)
+    return value
+
+
+def _is_skipped(item: Any, errors: str) -> bool:
+    if errors != "skip" or not isinstance(item, Future):
+        return False
+    item.wait()
+    return item.status != "finished"

@@ -1,0 +1,261 @@
+//! A task of a graph, as its submitter, its worker and those who wait for it see it.
+//!
+//! Its result is here from when it is made until nobody refers to the node any more: the engine, as long as the
+//! result is needed; tasks that are to take it; handles. So results outlive the workers that made them.
+
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use rustdask_core::{Attempt, Grant, Outcome, TaskId};
+use rustdask_runtime::driver::{End, Obituary};
+use rustdask_runtime::parcel::Parcel;
+
+use crate::handle::Want;
+use crate::session::SessionInner;
+use crate::watch::Ring;
+use crate::work::Work;
+
+pub(crate) struct Node {
+    pub(crate) id: TaskId,
+    /// Of its function, for people.
+    pub(crate) name: Arc<str>,
+    state: Mutex<State>,
+}
+
+struct State {
+    job: Option<Job>,
+    /// The tasks whose results it takes, until it has a result itself.
+    inputs: Vec<Arc<Node>>,
+    /// The one whose report counts.
+    attempt: Option<Attempt>,
+    granted: Box<[Grant]>,
+    made: Option<Made>,
+    end: Option<Settled>,
+    watchers: Vec<Watcher>,
+}
+
+/// What is to be done.
+#[derive(Clone)]
+pub(crate) enum Job {
+    Here(Arc<LocalCall>),
+    Elsewhere(Arc<Parcel>),
+}
+
+/// A call in a thread of this process.
+pub(crate) struct LocalCall {
+    pub(crate) function: Py<PyAny>,
+    pub(crate) args: Py<PyTuple>,
+    pub(crate) kwargs: Option<Py<PyDict>>,
+    /// The contextvars.Context that it runs in a copy of.
+    pub(crate) context: Option<Py<PyAny>>,
+    /// Number of the first task of its submission.
+    pub(crate) first: u64,
+    pub(crate) session: Weak<SessionInner>,
+}
+
+/// What a worker made of it.
+pub(crate) enum Made {
+    Object(Py<PyAny>),
+    Failure(Arc<Failure>),
+}
+
+/// The end, for those who wait.
+#[derive(Clone)]
+pub(crate) enum Settled {
+    Finished,
+    Failed(Arc<Failure>),
+}
+
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    /// The task that failed by itself.
+    pub(crate) task: TaskId,
+    pub(crate) name: Arc<str>,
+}
+
+pub(crate) enum FailureKind {
+    /// The exception, of a thread of this process.
+    Raised(Py<PyAny>),
+    Crashed {
+        obituary: Obituary,
+        deaths: u32,
+    },
+    TimedOut,
+    NoWorkers(String),
+    Cancelled,
+    Unrunnable,
+    Broken,
+    Closed,
+}
+
+/// Who hears of the end.
+pub(crate) enum Watcher {
+    Ring(Arc<Ring>, usize),
+    /// Nobody: it is only kept wanted until then.
+    Keep(#[allow(dead_code, reason = "it is there to be dropped")] Arc<Want>),
+}
+
+impl Node {
+    pub(crate) fn new(id: TaskId, name: Arc<str>, job: Job) -> Arc<Self> {
+        Self::with(id, name, Some(job), None, None)
+    }
+
+    /// One that has its result from the beginning.
+    pub(crate) fn finished(id: TaskId, name: Arc<str>, made: Made) -> Arc<Self> {
+        Self::with(id, name, None, Some(made), Some(Settled::Finished))
+    }
+
+    fn with(id: TaskId, name: Arc<str>, job: Option<Job>, made: Option<Made>, end: Option<Settled>) -> Arc<Self> {
+        let state =
+            State { job, inputs: Vec::new(), attempt: None, granted: Box::default(), made, end, watchers: Vec::new() };
+        Arc::new(Self { id, name, state: Mutex::new(state) })
+    }
+
+    pub(crate) fn set_inputs(&self, inputs: Vec<Arc<Node>>) {
+        self.lock().inputs = inputs;
+    }
+
+    /// What is to be done, and the tasks whose results it takes. None once there is no need.
+    pub(crate) fn job(&self) -> Option<(Job, Vec<Arc<Node>>)> {
+        let state = self.lock();
+        Some((state.job.clone()?, state.inputs.clone()))
+    }
+
+    pub(crate) fn granted(&self) -> Box<[Grant]> {
+        self.lock().granted.clone()
+    }
+
+    /// The result, if it is there.
+    pub(crate) fn value<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Ok(match &self.lock().made {
+            Some(Made::Object(value)) => Some(value.bind(py).clone()),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn end(&self) -> Option<Settled> {
+        self.lock().end.clone()
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.lock().end.is_some()
+    }
+
+    /// What an attempt has made of it, before the machine hears of it. What is not needed any more comes back, to be
+    /// dropped where that is safe.
+    pub(crate) fn made(&self, attempt: Attempt, made: Made) -> Leftovers {
+        let mut state = self.lock();
+        if state.attempt != Some(attempt) || state.end.is_some() {
+            return Leftovers { made: Some(made), ..Leftovers::default() };
+        }
+        let finished = matches!(made, Made::Object(_));
+        let made = state.made.replace(made);
+        if !finished {
+            return Leftovers { made, ..Leftovers::default() };
+        }
+        Leftovers { made, job: state.job.take(), inputs: std::mem::take(&mut state.inputs) }
+    }
+
+    pub(crate) fn assigned(&self, attempt: Attempt, granted: &[Grant]) {
+        let mut state = self.lock();
+        state.attempt = Some(attempt);
+        state.granted = granted.into();
+    }
+
+    pub(crate) fn ended(&self, end: End<Work>) {
+        let watchers = {
+            let mut state = self.lock();
+            if state.end.is_some() {
+                return;
+            }
+            state.end = Some(self.settled(&state, end));
+            std::mem::take(&mut state.watchers)
+        };
+        let failed = matches!(self.lock().end, Some(Settled::Failed(_)));
+        watchers.into_iter().for_each(|watcher| watcher.tell(failed));
+    }
+
+    fn settled(&self, state: &State, end: End<Work>) -> Settled {
+        let kind = match end {
+            End::Reported(Outcome::Ok) => return Settled::Finished,
+            End::Reported(Outcome::Err) => match &state.made {
+                Some(Made::Failure(failure)) => return Settled::Failed(failure.clone()),
+                _ => FailureKind::NoWorkers("a report was lost".into()),
+            },
+            End::DependencyFailed { cause } => {
+                let cause = cause.as_ref().and_then(Work::node).and_then(|node| node.failure());
+                let cause = cause.or_else(|| state.inputs.iter().find_map(|input| input.failure()));
+                return Settled::Failed(cause.unwrap_or_else(|| self.failed(FailureKind::Cancelled)));
+            }
+            End::Crashed { obituary, deaths } => FailureKind::Crashed { obituary, deaths },
+            End::TimedOut => FailureKind::TimedOut,
+            End::NoWorkers { why } => FailureKind::NoWorkers(why),
+            End::Cancelled => FailureKind::Cancelled,
+            End::Unrunnable => FailureKind::Unrunnable,
+            End::Broken => FailureKind::Broken,
+            End::Closed => FailureKind::Closed,
+        };
+        Settled::Failed(self.failed(kind))
+    }
+
+    pub(crate) fn failed(&self, kind: FailureKind) -> Arc<Failure> {
+        Arc::new(Failure { kind, task: self.id, name: self.name.clone() })
+    }
+
+    fn failure(&self) -> Option<Arc<Failure>> {
+        let state = self.lock();
+        match (&state.end, &state.made) {
+            (Some(Settled::Failed(failure)), _) | (None, Some(Made::Failure(failure))) => Some(failure.clone()),
+            _ => None,
+        }
+    }
+
+    /// Have somebody hear of the end: at once, if it has come.
+    pub(crate) fn watch(&self, watcher: Watcher) {
+        let failed = {
+            let mut state = self.lock();
+            let Some(end) = &state.end else {
+                state.watchers.push(watcher);
+                return;
+            };
+            matches!(end, Settled::Failed(_))
+        };
+        watcher.tell(failed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+}
+
+impl Watcher {
+    fn tell(self, failed: bool) {
+        if let Watcher::Ring(ring, token) = self {
+            ring.ring(token, failed);
+        }
+    }
+}
+
+/// What a node has no more use for.
+#[derive(Default)]
+pub(crate) struct Leftovers {
+    #[allow(dead_code, reason = "it is there to be dropped")]
+    made: Option<Made>,
+    #[allow(dead_code, reason = "it is there to be dropped")]
+    job: Option<Job>,
+    #[allow(dead_code, reason = "it is there to be dropped")]
+    inputs: Vec<Arc<Node>>,
+}
+
+impl Drop for Node {
+    /// One by one: a chain of tasks may be longer than the stack is deep.
+    fn drop(&mut self) {
+        let mut open = std::mem::take(&mut self.state.get_mut().expect("no holder panics").inputs);
+        while let Some(node) = open.pop() {
+            if let Some(mut node) = Arc::into_inner(node) {
+                open.append(&mut node.state.get_mut().expect("no holder panics").inputs);
+            }
+        }
+    }
+}

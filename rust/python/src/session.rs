@@ -1,0 +1,510 @@
+//! One submitter of graphs: its calls become nodes of the pool's scheduler machine.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+use rustdask_core::{Amount, CallId, CallSpec, Event, HostId, Priority, Resources, TaskId, TaskSpec, WorkerId};
+use rustdask_runtime::mailbox::Mailbox;
+use rustdask_runtime::threads::ThreadPoolSpec;
+
+use crate::handle::{Handle, Seed, Want};
+use crate::node::{Job, LocalCall, Made, Node};
+use crate::pools::{self, pools, PATIENCE};
+use crate::scan::{self, Place};
+use crate::work::Work;
+
+thread_local! {
+    /// Of the submission that this thread is making.
+    static FIRST_TASK: Cell<u64> = const { Cell::new(0) };
+    /// The session whose task this thread is running.
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+struct Current {
+    session: Arc<SessionInner>,
+    node: Arc<Node>,
+}
+
+pub(crate) fn first_task() -> u64 {
+    FIRST_TASK.get()
+}
+
+/// What runs a session's tasks.
+pub(crate) enum Engine {
+    Threads(Arc<pools::Threads>),
+}
+
+pub(crate) struct SessionInner {
+    engine: Engine,
+    call: CallId,
+    /// Who may use it: a forked child may not.
+    owner: u32,
+    closed: AtomicBool,
+    /// Submissions so far: what was asked for first is done first.
+    generation: AtomicU32,
+}
+
+impl SessionInner {
+    fn event(&self, event: Event) {
+        match &self.engine {
+            Engine::Threads(pool) => pool.driver.event(event),
+        }
+    }
+
+    pub(crate) fn release(&self, task: TaskId) {
+        if self.owner != std::process::id() {
+            return;
+        }
+        match &self.engine {
+            Engine::Threads(pool) => pool.driver.release(self.call, task),
+        }
+    }
+
+    fn reserve(&self, tasks: u64) -> TaskId {
+        match &self.engine {
+            Engine::Threads(pool) => pool.driver.reserve(tasks),
+        }
+    }
+
+    fn submit(&self, tasks: Vec<(TaskSpec, Work)>) -> bool {
+        match &self.engine {
+            Engine::Threads(pool) => pool.driver.submit_graph(self.call, tasks),
+        }
+    }
+
+    /// End all that was submitted, and the pool. False if tasks were in the middle of something that cannot be ended.
+    pub(crate) fn close(&self) -> bool {
+        if self.closed.swap(true, Ordering::AcqRel) || self.owner != std::process::id() {
+            return true;
+        }
+        match &self.engine {
+            Engine::Threads(pool) => {
+                pool.driver.close_call(self.call);
+                pool.close(PATIENCE)
+            }
+        }
+    }
+
+    fn check_open(&self) -> PyResult<()> {
+        pools::check_open()?;
+        if self.owner != std::process::id() {
+            return Err(PyRuntimeError::new_err(
+                "this client belongs to the process that this one was forked from; make a new one here",
+            ));
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(PyRuntimeError::new_err("the client is closed"));
+        }
+        Ok(())
+    }
+}
+
+/// The tasks of a submission, on their way to becoming nodes.
+struct Submission<'py> {
+    session: Arc<SessionInner>,
+    first: u64,
+    context: Option<Bound<'py, PyAny>>,
+    names: HashMap<usize, Arc<str>>,
+}
+
+/// What a task was found to take: tasks of its own submission, by their places, and others.
+#[derive(Default)]
+struct Needs {
+    inside: Vec<usize>,
+    outside: Vec<Arc<Want>>,
+}
+
+impl Submission<'_> {
+    fn node<'py>(&mut self, id: u64, task: &Bound<'py, PyTuple>) -> PyResult<Arc<Node>> {
+        let function = task.get_item(0)?;
+        let name = self.name(&function)?;
+        let kwargs = task.get_item(2)?;
+        let kwargs = kwargs.cast_into::<PyDict>().ok().filter(|kwargs| !kwargs.is_empty());
+        let call = LocalCall {
+            function: function.unbind(),
+            args: task.get_item(1)?.cast_into::<PyTuple>()?.unbind(),
+            kwargs: kwargs.map(Bound::unbind),
+            context: self.context.clone().map(Bound::unbind),
+            first: self.first,
+            session: Arc::downgrade(&self.session),
+        };
+        Ok(Node::new(TaskId(id), name, Job::Here(Arc::new(call))))
+    }
+
+    fn needs(&self, tasks: usize, task: &Bound<'_, PyTuple>) -> PyResult<Needs> {
+        let mut needs = Needs::default();
+        let mut note = |place: Place<'_, '_>| {
+            match place {
+                Place::Input(at) if at < tasks as u64 => needs.inside.push(at as usize),
+                Place::Input(at) => {
+                    return Err(PyValueError::new_err(format!("Input({at}) names none of the {tasks} tasks submitted")))
+                }
+                Place::Handle(handle) => needs.outside.push(self.checked(handle)?),
+            }
+            Ok(())
+        };
+        scan::visit(&task.get_item(1)?, &mut note)?;
+        scan::visit(&task.get_item(2)?, &mut note)?;
+        needs.inside.sort_unstable();
+        needs.inside.dedup();
+        needs.outside.sort_unstable_by_key(|want| want.node.id);
+        needs.outside.dedup_by_key(|want| want.node.id);
+        Ok(needs)
+    }
+
+    fn checked(&self, handle: &Bound<'_, Handle>) -> PyResult<Arc<Want>> {
+        let want = handle.get().want()?;
+        if !Arc::ptr_eq(&want.session, &self.session) {
+            return Err(PyValueError::new_err(format!(
+                "{} belongs to another client; gather its result there first",
+                handle.repr()?
+            )));
+        }
+        Ok(want)
+    }
+
+    fn name(&mut self, function: &Bound<'_, PyAny>) -> PyResult<Arc<str>> {
+        if let Some(name) = self.names.get(&(function.as_ptr() as usize)) {
+            return Ok(name.clone());
+        }
+        let named = function.getattr_opt(intern!(function.py(), "__name__"))?;
+        let name: Arc<str> = match named.map(|name| name.extract::<String>()) {
+            Some(Ok(name)) => name.into(),
+            _ => function.get_type().name()?.to_string().into(),
+        };
+        self.names.insert(function.as_ptr() as usize, name.clone());
+        Ok(name)
+    }
+}
+
+/// A submitter of graphs to a pool of its own.
+#[pyclass(frozen, weakref, module = "rustdask._core")]
+pub(crate) struct Session {
+    inner: Arc<SessionInner>,
+    /// It ends with this object.
+    owned: bool,
+}
+
+#[pymethods]
+impl Session {
+    /// Run tasks in threads of this process. `resources` are what all of them have together.
+    #[staticmethod]
+    #[pyo3(signature = (*, workers, resources=None))]
+    fn threads(workers: u32, resources: Option<HashMap<String, f64>>) -> PyResult<Self> {
+        pools::check_open()?;
+        let spec = ThreadPoolSpec {
+            core_budget: workers,
+            max_workers: workers,
+            resources: parse_resources(resources)?,
+            host: Some(HostId(0)),
+        };
+        let pool = Arc::new(pools::Threads::new(spec, Arc::new(pools::serve)));
+        let call = pool.driver.open_call(graph_spec(1), Arc::new(Mailbox::new(None)));
+        Ok(Self::over(Engine::Threads(pool), call))
+    }
+
+    /// Hand over tasks `(function, args, kwargs)`. `Input(i)` in the arguments stands for the result of task number `i`
+    /// of the list, a handle for that of an earlier task.
+    #[pyo3(signature = (cls, tasks, *, wanted=None, orders=None, keys=None, priority=0, retries=0, resources=None, workers=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn submit<'py>(
+        &self,
+        cls: &Bound<'py, PyAny>,
+        tasks: &Bound<'py, PyList>,
+        wanted: Option<Vec<usize>>,
+        orders: Option<Vec<u32>>,
+        keys: Option<Vec<Py<PyAny>>>,
+        priority: i32,
+        retries: u32,
+        resources: Option<HashMap<String, f64>>,
+        workers: Option<Vec<u32>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let py = cls.py();
+        self.inner.check_open()?;
+        let count = tasks.len();
+        let first = self.inner.reserve(count as u64).0;
+        let mut submission =
+            Submission { session: self.inner.clone(), first, context: current_context(py)?, names: HashMap::new() };
+        let mut nodes = Vec::with_capacity(count);
+        let mut needs = Vec::with_capacity(count);
+        for (at, task) in tasks.iter().enumerate() {
+            let task = task.cast_into::<PyTuple>()?;
+            needs.push(submission.needs(count, &task)?);
+            nodes.push(submission.node(first + at as u64, &task)?);
+        }
+        refuse_cycles(&needs)?;
+        let template = TaskSpec {
+            priority: Priority {
+                user: priority,
+                generation: self.inner.generation.fetch_add(1, Ordering::Relaxed),
+                order: 0,
+            },
+            retries,
+            resources: parse_resources(resources)?,
+            workers: workers.map(|workers| workers.into_iter().map(WorkerId).collect()),
+            ..TaskSpec::default()
+        };
+        let mut specs = specs(&nodes, &needs, template, orders)?;
+        let wanted = wanted.unwrap_or_else(|| (0..count).collect());
+        for &at in &wanted {
+            let spec =
+                specs.get_mut(at).ok_or_else(|| PyValueError::new_err("wanted names a task that is not there"))?;
+            spec.0.wanted = true;
+        }
+        if !py.detach(|| self.inner.submit(specs)) {
+            return Err(PyRuntimeError::new_err("the client is closed"));
+        }
+        let wants =
+            wanted.iter().map(|&at| Want { session: self.inner.clone(), node: nodes[at].clone(), outside: false });
+        let handles = handles(cls, wants)?;
+        for (handle, key) in handles.iter().zip(keys.into_iter().flatten()) {
+            handle.cast::<Handle>()?.get().set_key(key);
+        }
+        Ok(handles)
+    }
+
+    /// A handle for a value of the submitter's own.
+    fn scatter<'py>(&self, cls: &Bound<'py, PyAny>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        self.inner.check_open()?;
+        let id = self.inner.reserve(1);
+        let name = value.get_type().name()?.to_string().into();
+        let node = Node::finished(id, name, Made::Object(value.unbind()));
+        let made = handles(cls, std::iter::once(Want { session: self.inner.clone(), node, outside: true }))?;
+        made.get_item(0)
+    }
+
+    /// End tasks, and those that depend on them. `force`: also what runs already, where it can be ended.
+    #[pyo3(signature = (handles, *, force=false))]
+    fn cancel(&self, py: Python<'_>, handles: Vec<Bound<'_, Handle>>, force: bool) -> PyResult<()> {
+        let tasks = handles.iter().map(|handle| Ok(handle.get().node()?.id)).collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.inner.event(Event::TasksCancelled { call: self.inner.call, tasks, force }));
+        Ok(())
+    }
+
+    /// What the scheduler holds: tasks and workers, by their state.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = match &self.inner.engine {
+            Engine::Threads(pool) => pool.driver.stats(),
+        };
+        let out = PyDict::new(py);
+        out.set_item("active", stats.tasks)?;
+        out.set_item("queued", stats.queued)?;
+        out.set_item("known", stats.known)?;
+        out.set_item("workers", stats.workers)?;
+        out.set_item("idle", stats.idle)?;
+        Ok(out)
+    }
+
+    /// This process made it, and was not forked from the one that did.
+    #[getter]
+    fn is_ours(&self) -> bool {
+        self.inner.owner == std::process::id()
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.inner.closed.load(Ordering::Acquire)
+    }
+
+    /// End all tasks and the pool.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.close());
+    }
+
+    fn __eq__(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    fn __hash__(&self) -> usize {
+        Arc::as_ptr(&self.inner) as usize
+    }
+}
+
+impl Session {
+    /// The session of another object, which it does not end.
+    pub(crate) fn borrowed(inner: Arc<SessionInner>) -> Self {
+        Self { inner, owned: false }
+    }
+
+    fn over(engine: Engine, call: CallId) -> Self {
+        let inner = Arc::new(SessionInner {
+            engine,
+            call,
+            owner: std::process::id(),
+            closed: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+        });
+        pools().session_opened(Arc::downgrade(&inner));
+        Self { inner, owned: true }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.owned {
+            self.inner.close();
+        }
+    }
+}
+
+/// The session whose task the current thread runs.
+#[pyfunction]
+pub(crate) fn current_session() -> Option<Session> {
+    CURRENT.with_borrow(|current| current.as_ref().map(|current| Session::borrowed(current.session.clone())))
+}
+
+fn graph_spec(depth: u32) -> CallSpec {
+    CallSpec {
+        cap: u32::MAX,
+        crash_retries: 2,
+        item_timeout: None,
+        helper_expected: false,
+        depth,
+        divisible: false,
+        nested: false,
+    }
+}
+
+fn handles<'py>(cls: &Bound<'py, PyAny>, wants: impl Iterator<Item = Want>) -> PyResult<Bound<'py, PyList>> {
+    let seed = Bound::new(cls.py(), Seed(Mutex::new(None)))?;
+    let made = PyList::empty(cls.py());
+    for want in wants {
+        *seed.get().0.lock().expect("no holder panics") = Some(Arc::new(want));
+        made.append(cls.call1((&seed,))?)?;
+    }
+    Ok(made)
+}
+
+fn specs(
+    nodes: &[Arc<Node>],
+    needs: &[Needs],
+    template: TaskSpec,
+    orders: Option<Vec<u32>>,
+) -> PyResult<Vec<(TaskSpec, Work)>> {
+    if orders.as_ref().is_some_and(|orders| orders.len() != nodes.len()) {
+        return Err(PyValueError::new_err("orders must have one entry for each task"));
+    }
+    let mut specs = Vec::with_capacity(nodes.len());
+    for (at, (node, needs)) in nodes.iter().zip(needs).enumerate() {
+        let known = needs.outside.iter().filter(|want| !want.outside).map(|want| want.node.id);
+        let dependencies = needs.inside.iter().map(|&at| nodes[at].id).chain(known).collect();
+        // By their numbers: those of earlier submissions are lower.
+        let inputs = needs.outside.iter().map(|want| want.node.clone());
+        node.set_inputs(inputs.chain(needs.inside.iter().map(|&at| nodes[at].clone())).collect());
+        let order = orders.as_ref().map_or(at as u32, |orders| orders[at]);
+        let priority = Priority { order, ..template.priority };
+        specs.push((TaskSpec { task: node.id, dependencies, priority, ..template.clone() }, Work::Node(node.clone())));
+    }
+    Ok(specs)
+}
+
+/// Tasks that take only what stands before them, as most lists have them, are in no cycle. Otherwise the tasks are taken
+/// out one by one, each after what it takes (Kahn, CACM 1962).
+fn refuse_cycles(needs: &[Needs]) -> PyResult<()> {
+    if needs.iter().enumerate().all(|(at, needs)| needs.inside.iter().all(|&on| on < at)) {
+        return Ok(());
+    }
+    let mut dependents = vec![Vec::new(); needs.len()];
+    let mut missing: Vec<usize> = needs.iter().map(|needs| needs.inside.len()).collect();
+    for (at, needs) in needs.iter().enumerate() {
+        needs.inside.iter().for_each(|&on| dependents[on].push(at));
+    }
+    let mut free: Vec<usize> = (0..needs.len()).filter(|&at| missing[at] == 0).collect();
+    let mut done = 0;
+    while let Some(at) = free.pop() {
+        done += 1;
+        for &by in &dependents[at] {
+            missing[by] -= 1;
+            if missing[by] == 0 {
+                free.push(by);
+            }
+        }
+    }
+    if done == needs.len() {
+        return Ok(());
+    }
+    let stuck: Vec<usize> = (0..needs.len()).filter(|&at| missing[at] > 0).take(5).collect();
+    Err(PyValueError::new_err(format!("tasks depend on themselves; among them, by their places, {stuck:?}")))
+}
+
+/// The context variables of now, unless none is set.
+fn current_context(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    let context = py.import(intern!(py, "contextvars"))?.call_method0(intern!(py, "copy_context"))?;
+    Ok(if context.len()? == 0 { None } else { Some(context) })
+}
+
+fn parse_resources(resources: Option<HashMap<String, f64>>) -> PyResult<Resources> {
+    let mut amounts = Vec::new();
+    for (name, amount) in resources.iter().flatten() {
+        let parsed = Amount::from_f64(*amount).ok_or_else(|| {
+            PyValueError::new_err(format!("the amount of a resource must be a positive number, got {name}={amount}"))
+        })?;
+        amounts.push((name.as_str(), parsed));
+    }
+    Ok(Resources::new(amounts))
+}
+
+/// Run a task of a graph in this thread. What it has no more use for is dropped here, outside of all locks.
+pub(crate) fn run_node(py: Python<'_>, node: &Arc<Node>, attempt: rustdask_core::Attempt) -> rustdask_core::Outcome {
+    use rustdask_core::Outcome;
+    let Some((Job::Here(call), inputs)) = node.job() else { return Outcome::Err };
+    let current = call.session.upgrade().map(|session| Current { session, node: node.clone() });
+    let before = CURRENT.replace(current);
+    let outcome = call_here(py, &call, &inputs);
+    CURRENT.set(before);
+    drop((call, inputs));
+    let (made, outcome) = match outcome {
+        Ok(value) => (Made::Object(value.unbind()), Outcome::Ok),
+        Err(error) => {
+            let raised = crate::node::FailureKind::Raised(error.into_value(py).into_any());
+            (Made::Failure(node.failed(raised)), Outcome::Err)
+        }
+    };
+    drop(node.made(attempt, made));
+    outcome
+}
+
+fn call_here<'py>(py: Python<'py>, call: &LocalCall, inputs: &[Arc<Node>]) -> PyResult<Bound<'py, PyAny>> {
+    let (args, kwargs) = match inputs.is_empty() {
+        true => (call.args.bind(py).clone(), call.kwargs.as_ref().map(|kwargs| kwargs.bind(py).clone())),
+        false => filled(py, call, inputs)?,
+    };
+    let function = call.function.bind(py);
+    let Some(context) = &call.context else { return function.call(args, kwargs.as_ref()) };
+    let context = context.bind(py).call_method0(intern!(py, "copy"))?;
+    let with_function: Vec<_> = std::iter::once(function.clone()).chain(args.iter()).collect();
+    let with_function = PyTuple::new(py, with_function)?;
+    context.call_method(intern!(py, "run"), with_function, kwargs.as_ref())
+}
+
+type Arguments<'py> = (Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>);
+
+fn filled<'py>(py: Python<'py>, call: &LocalCall, inputs: &[Arc<Node>]) -> PyResult<Arguments<'py>> {
+    let value = |id: u64| {
+        let input = inputs.binary_search_by_key(&id, |input| input.id.0).ok().map(|at| &inputs[at]);
+        let value = input.map(|input| input.value(py)).transpose()?.flatten();
+        value.ok_or_else(|| PyRuntimeError::new_err("a result is not where it should be"))
+    };
+    let result = |place: Place<'_, 'py>| match place {
+        Place::Input(at) => value(call.first + at),
+        Place::Handle(handle) => value(handle.get().node()?.id.0),
+    };
+    let args = call.args.bind(py);
+    let args = match scan::fill(args, &result)? {
+        Some(filled) => filled.cast_into::<PyTuple>()?,
+        None => args.clone(),
+    };
+    let Some(kwargs) = &call.kwargs else { return Ok((args, None)) };
+    let kwargs = kwargs.bind(py);
+    let kwargs = match scan::fill(kwargs, &result)? {
+        Some(filled) => filled.cast_into::<PyDict>()?,
+        None => kwargs.clone(),
+    };
+    Ok((args, Some(kwargs)))
+}

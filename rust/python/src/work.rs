@@ -1,0 +1,66 @@
+//! What the pools run: parts of joblib's batches, and tasks of graphs.
+
+use std::sync::Arc;
+
+use rustdask_core::{Attempt, Grant};
+use rustdask_runtime::driver::{End, Payload};
+use rustdask_runtime::parcel::Parcel;
+
+use crate::batch::PartRef;
+use crate::node::{Job, Node};
+
+#[derive(Clone)]
+pub(crate) enum Work {
+    Part(PartRef),
+    Node(Arc<Node>),
+}
+
+impl Work {
+    /// What a notice to a call of joblib's is about.
+    pub(crate) fn into_part(self) -> Option<PartRef> {
+        match self {
+            Work::Part(part) => Some(part),
+            Work::Node(_) => None,
+        }
+    }
+
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        match self {
+            Work::Part(_) => None,
+            Work::Node(node) => Some(node),
+        }
+    }
+}
+
+impl Payload for Work {
+    fn parcel(&self) -> Option<Arc<Parcel>> {
+        match self {
+            Work::Part(part) => part.parcel(),
+            Work::Node(node) => match node.job()?.0 {
+                Job::Elsewhere(parcel) => Some(parcel),
+                Job::Here(_) => None,
+            },
+        }
+    }
+
+    fn split(&self, kept: u32, pieces: u32) -> Vec<(Self, u32)> {
+        match self {
+            Work::Part(part) => {
+                part.split(kept, pieces).into_iter().map(|(part, items)| (Work::Part(part), items)).collect()
+            }
+            Work::Node(_) => Vec::new(),
+        }
+    }
+
+    fn assigned(&self, attempt: Attempt, granted: &[Grant]) {
+        if let Work::Node(node) = self {
+            node.assigned(attempt, granted);
+        }
+    }
+
+    fn ended(&self, end: End<Self>) {
+        if let Work::Node(node) = self {
+            node.ended(end);
+        }
+    }
+}
