@@ -6,6 +6,7 @@ A client has a pool: threads of this process, or worker processes. The one that 
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from rustdask import _core
 from rustdask._cores import parse_memory
 from rustdask._future import Future, all_ended
-from rustdask._joblib import cores
+from rustdask._joblib import cores, launch, worker_settings
 
 _open: list[weakref.ref[Client]] = []
 _by_session: weakref.WeakValueDictionary[_core.Session, Client] = weakref.WeakValueDictionary()
@@ -78,8 +79,18 @@ class Client:
             _open.append(weakref.ref(self))
 
     def _open_session(self) -> _core.Session:
-        threads = self.n_workers * self.threads_per_worker
-        return _core.Session.threads(workers=threads, resources=self.resources)
+        if not self.processes:
+            threads = self.n_workers * self.threads_per_worker
+            return _core.Session.threads(workers=threads, resources=self.resources)
+        from rustdask._serialize import GraphSerializer
+
+        return _core.Session.processes(
+            workers=self.n_workers,
+            launch=launch,
+            serializer=GraphSerializer(functools.partial(worker_settings, max(1, cores().count // self.n_workers))),
+            resources=self.resources,
+            memory_limit=self.memory_limit or 0,
+        )
 
     # Submitting
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 _Item = tuple[Callable[..., Any], Any, dict[str, Any]]
 _Kind = Literal["results", "raised", "remote", "crashed", "timed out", "no workers"]
@@ -30,6 +30,7 @@ __all__ = [
     "before_fork",
     "current_session",
     "die_with_parent",
+    "fill",
     "forget_blob",
     "pool_info",
     "results",
@@ -110,7 +111,7 @@ class Call:
 class CallStats:
     def as_dict(self) -> _CallFigures: ...
 
-_Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any] | None]
+_T = TypeVar("_T")
 _State = Literal["pending", "finished", "error", "cancelled", "released"]
 _Outcome = Literal[
     "finished", "raised", "remote", "crashed", "timed out", "no workers", "cancelled", "unrunnable", "broken", "closed"
@@ -124,6 +125,7 @@ class Input:
     @property
     def task(self) -> int: ...
 
+@disjoint_base
 class Handle:
     def __new__(cls, seed: object) -> Self: ...
     @property
@@ -144,10 +146,20 @@ class Handle:
 class Session:
     @staticmethod
     def threads(*, workers: int, resources: Mapping[str, float] | None = None) -> Session: ...
+    @staticmethod
+    def processes(
+        *,
+        workers: int,
+        launch: Callable[[], tuple[str, Sequence[str], bytes]],
+        serializer: object,
+        resources: Mapping[str, float] | None = None,
+        memory_limit: int = 0,
+    ) -> Session: ...
+    def workers(self) -> list[tuple[int, int, int]]: ...
     def submit(
         self,
         cls: type[_H],
-        tasks: list[_Task],
+        tasks: list[Any],
         *,
         wanted: Sequence[int] | None = None,
         orders: Sequence[int] | None = None,
@@ -190,6 +202,8 @@ class WorkerEndpoint:
     def buffers(self, task: WorkerTask, start: int, end: int) -> list[Buffer]: ...
     def blob(self, id: int) -> tuple[Buffer, list[Buffer]]: ...
     def forked(self) -> None: ...
+    def result(self, task: int) -> tuple[Buffer, list[Buffer]]: ...
+    def take_forgotten_results(self) -> list[int]: ...
     def take_forgotten(self) -> list[int]: ...
     def finish(
         self,
@@ -200,6 +214,7 @@ class WorkerEndpoint:
         loading: float,
         running: float,
         dumping: float,
+        kept: bool = False,
     ) -> None: ...
     def settle(self) -> None: ...
     def log(self, record: bytes) -> None: ...
@@ -212,8 +227,17 @@ class WorkerTask:
     def pickle(self) -> Buffer: ...
     @property
     def blobs(self) -> list[int]: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def linked(self) -> bool: ...
+    @property
+    def inputs(self) -> list[int]: ...
+    @property
+    def buffer_count(self) -> int: ...
     def advance(self) -> int | None: ...
 
+def fill(structure: _T, results: Mapping[int, Any]) -> _T: ...
 def results(handles: Sequence[Handle]) -> tuple[Any, ...] | None: ...
 def current_session() -> Session | None: ...
 def shutdown(*, at_exit: bool = False) -> None: ...

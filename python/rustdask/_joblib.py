@@ -483,7 +483,7 @@ class _Call:
             on_done=self._on_done,
             divisible=plan.divisible,
             background=self.background,
-            launch=_launch,
+            launch=launch,
             dump=self._dump,
             load=_load,
             crash_retries=_CRASH_RETRIES,
@@ -717,6 +717,28 @@ _initializer_keys: dict[bytes, int] = {}
 _key_numbers = itertools.count(1)
 
 
+def worker_settings(share: int) -> Any:
+    """Return what worker processes are to be like for a caller who asks for nothing else.
+
+    Parameters
+    ----------
+    share : int
+        Cores that each of them may use.
+    """
+    from rustdask import _context
+    from rustdask._payload import Settings
+    from rustdask._serialize import dumps
+
+    snapshot = _context.capture()
+    return Settings(
+        surroundings=snapshot.dumps(dumps),
+        surroundings_key=snapshot.key,
+        inner_threads=share,
+        cores=share,
+        authkey=_authkey(),
+    )
+
+
 def _settings(plan: _Plan) -> Any:
     from rustdask import _context
     from rustdask._payload import Settings
@@ -752,7 +774,7 @@ def _authkey() -> bytes | None:
     return None if process is None else bytes(process.current_process().authkey)
 
 
-def _launch() -> tuple[str, list[str], bytes]:
+def launch() -> tuple[str, list[str], bytes]:
     """Say how to start the template process."""
     from rustdask import _context, _template
 

@@ -267,7 +267,7 @@ class CallSerializer:
         # The last large arguments, and how often each was seen.
         self._recent: dict[int, tuple[int, Any]] = {}
         self._common: dict[int, Blob | None] = {}
-        self._owners: dict[int, weakref.ref[Any]] = {}
+        self._owners = _Owners()
         self._copies = _ContiguousCopies()
         self._heavy = False
         self._dumped_items = 0
@@ -309,7 +309,7 @@ class CallSerializer:
             arguments = None if blob is None else _only_arguments(items)
             if blob is not None and arguments is not None:
                 data = pickle.dumps((Kind.ARGUMENTS.value, index, arguments), protocol=5)
-                return data, [], [self._ship(self._settings), self._ship(blob)]
+                return data, [], [_shipped(self._settings), _shipped(blob)]
         return self._dump_items(items, index)
 
     def _dump_items(self, items: list[Any], index: int) -> _Shipped:
@@ -324,7 +324,7 @@ class CallSerializer:
             pickles.append((data, len(beside)))
             buffers += beside
         data = pickle.dumps((Kind.ITEMS.value, index, pickles), protocol=5)
-        return data, self._mark(buffers), [self._ship(blob) for blob in blobs]
+        return data, self._mark(buffers), [_shipped(blob) for blob in blobs]
 
     def _function(self, function: Any) -> Blob | None:
         """Return the blob of a function; None where there are so many that each is better with its task."""
@@ -391,26 +391,89 @@ class CallSerializer:
             self._common[key] = blob if blob.cached else None
         return self._common.get(key)
 
-    def _ship(self, blob: Blob) -> tuple[int, bool, bytes, _Buffers]:
-        return blob.number, blob.kept, blob.pickle, [(buffer, True) for buffer in blob.buffers]
-
     def _mark(self, buffers: list[memoryview]) -> _Buffers:
-        marked = [(buffer, self._is_known(buffer.obj)) for buffer in buffers]
+        marked = [(buffer, self._owners.knows(buffer.obj)) for buffer in buffers]
         self._new_buffers += sum(not known for _, known in marked)
         return marked
 
-    def _is_known(self, owner: Any) -> bool:
+
+class GraphSerializer:
+    """Pickles the tasks of graphs, and values that they take.
+
+    Parameters
+    ----------
+    settings : callable
+        Returns what workers are to be like, as of now.
+    """
+
+    def __init__(self, settings: Callable[[], object]) -> None:
+        self._make_settings = settings
+        self._settings: Blob | None = None
+        self._owners = _Owners()
+        self._copies = _ContiguousCopies()
+
+    def settings(self) -> tuple[int, bool, bytes, _Buffers]:
+        """Return what workers are to be like, as a blob: the same one while nothing changes."""
+        settings = self._make_settings()
+        if self._settings is None or self._settings.value != settings:
+            self._settings = Blob(settings)
+        return _shipped(self._settings)
+
+    def function(self, function: Any) -> tuple[int, bool, bytes, _Buffers]:
+        """Pickle a function, as a blob."""
+        try:
+            return _shipped(Blob(function))
+        except Exception as error:
+            raise _explained({"function": function}, error) from error
+
+    def arguments(self, value: Any) -> tuple[bytes, _Buffers]:
+        """Pickle ``(args, kwargs)``, or some other value.
+
+        Returns
+        -------
+        pickle : bytes
+        buffers : list of (memoryview, bool)
+            Each with whether it belongs to an object that was seen before.
+        """
+        try:
+            data, buffers, _ = _dump(value, MIN_OUT_OF_BAND_BYTES, self._copies)
+        except Exception as error:
+            is_call = type(value) is tuple and len(value) == 2 and type(value[0]) is tuple
+            named = {"args": value[0], "kwargs": value[1]} if is_call else {"value": value}
+            raise _explained(named, error) from error
+        return data, [(buffer, self._owners.knows(buffer.obj)) for buffer in buffers]
+
+
+def _explained(named: dict[str, Any], error: Exception) -> BaseException:
+    from rustdask._errors import explain_pickling_error
+
+    return explain_pickling_error(named, error, dumps)
+
+
+def _shipped(blob: Blob) -> tuple[int, bool, bytes, _Buffers]:
+    return blob.number, blob.kept, blob.pickle, [(buffer, True) for buffer in blob.buffers]
+
+
+class _Owners:
+    """Objects whose memory has been pickled before."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def knows(self, owner: Any) -> bool:
+        """Tell whether it was asked about this object before."""
         # numpy pickles some arrays by a view that is new each time: what counts is whose memory it is.
         while isinstance(owner, np.ndarray) and isinstance(owner.base, np.ndarray):
             owner = owner.base
-        known = self._owners.get(id(owner))
+        known = self._seen.get(id(owner))
         if known is not None and known() is owner:
             return True
+        key = id(owner)
         try:
-            self._owners[id(owner)] = weakref.ref(owner)
+            self._seen[key] = weakref.ref(owner, lambda _: self._seen.pop(key, None))
         except TypeError:
             # Such an owner is compared whole each time.
-            self._owners.pop(id(owner), None)
+            self._seen.pop(key, None)
         return False
 
 

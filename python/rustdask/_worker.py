@@ -25,6 +25,11 @@ from rustdask._worker_rank import set_worker_rank, set_worker_share, worker_shar
 
 _SPARE_FD = 200
 
+_KEPT_BYTES_EACH = 64 << 20
+_KEPT_BYTES = 256 << 20
+"""Results that a worker keeps as objects, while their pickles are kept elsewhere, too."""
+_COUNTED_BYTES = 4096
+
 
 def main(socket: int, stdout: int, stderr: int, rank: int) -> None:
     """Run tasks until the parent's end of the connection closes.
@@ -82,13 +87,65 @@ class _Worker:
         self._limit: int | None = None
         self._modules = 0
         self._call: int | None = None
+        self._results = _Results(endpoint)
 
     def run(self) -> None:
         while True:
-            self._run_task(self._endpoint.next_task())
+            task = self._endpoint.next_task()
+            if task.linked:
+                self._run_call(task)
+            else:
+                self._run_task(task)
             self._endpoint.settle()
             for blob in self._endpoint.take_forgotten():
                 self._cache.pop(blob, None)
+            self._results.forget()
+
+    def _run_call(self, task: _core.WorkerTask) -> None:
+        """Run a task of a graph: one call, whose result other tasks may take."""
+        began = time.perf_counter()
+        clock = _Clock()
+        kept = failed = False
+        try:
+            self._prepare(task.blobs[0], task.call)
+            result = self._context.copy().run(self._call_function, task, clock)
+            ran = time.perf_counter()
+            report, buffers = self._dump_result(result)
+            kept = self._results.keep(task.id, result, len(report) + sum(map(len, buffers)))
+            del result
+        except BaseException as error:
+            ran = time.perf_counter()
+            self._leave_if_forked(error)
+            report, buffers, failed = self._dump_error(error), [], True
+        self._leave_if_forked(None)
+        self._streams.restore()
+        dumping = time.perf_counter() - ran
+        loading = ran - began - clock.running
+        self._endpoint.finish(task, failed, report, buffers, loading, clock.running, dumping, kept)
+
+    def _call_function(self, task: _core.WorkerTask, clock: _Clock) -> Any:
+        count = task.buffer_count
+        beside = self._endpoint.buffers(task, 0, count) if count else ()
+        args, kwargs = pickle.loads(task.pickle, buffers=beside)
+        if task.inputs:
+            args, kwargs = _core.fill((args, kwargs), {at: self._results.get(at) for at in task.inputs})
+        function = self._blob(task.blobs[1], cached=True)
+        self._limit_threads()
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs) if kwargs else function(*args)
+        finally:
+            clock.running = time.perf_counter() - began
+
+    def _dump_result(self, result: Any) -> tuple[bytes, list[Any]]:
+        if is_plain(result):
+            return pickle.dumps(result, protocol=5), []
+        from rustdask._serialize import dumps_out_of_band
+
+        try:
+            return dumps_out_of_band(result)
+        except Exception as error:
+            raise self._explain(error, [result]) from error
 
     def _run_task(self, task: _core.WorkerTask) -> None:
         began = time.perf_counter()
@@ -269,6 +326,41 @@ class _Worker:
             from threadpoolctl import threadpool_limits
 
             threadpool_limits(limits=self._limit)
+
+
+class _Results:
+    """Results of tasks that other tasks take: those made here, and those that were sent."""
+
+    def __init__(self, endpoint: _core.WorkerEndpoint) -> None:
+        self._endpoint = endpoint
+        self._values: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}
+        self._kept_bytes = 0
+
+    def keep(self, task: int, result: Any, size: int) -> bool:
+        """Keep a result that was made here; False where it is too large, beside its copy in shared memory."""
+        if size > _KEPT_BYTES_EACH or self._kept_bytes + size > _KEPT_BYTES:
+            return False
+        self._values[task] = result
+        if size >= _COUNTED_BYTES:
+            self._sizes[task] = size
+            self._kept_bytes += size
+        return True
+
+    def get(self, task: int) -> Any:
+        """Return a result; the same object each time."""
+        try:
+            return self._values[task]
+        except KeyError:
+            data, buffers = self._endpoint.result(task)
+            value = self._values[task] = pickle.loads(data, buffers=buffers)
+            return value
+
+    def forget(self) -> None:
+        """Drop what nobody needs any more."""
+        for task in self._endpoint.take_forgotten_results():
+            self._values.pop(task, None)
+            self._kept_bytes -= self._sizes.pop(task, 0)
 
 
 class _Clock:

@@ -53,6 +53,10 @@ pub struct RunTask {
     pub blobs: Vec<BlobId>,
     pub body: Body,
     pub buffers: Vec<Buffer>,
+    /// It belongs to a graph: it makes one value, which the worker keeps under its number, as far as it can.
+    pub linked: bool,
+    /// Tasks whose results it takes: the worker has made or been sent them.
+    pub inputs: Vec<TaskId>,
 }
 
 /// From the scheduler's process to a worker.
@@ -67,6 +71,15 @@ pub enum ToWorker {
     },
     ForgetBlob {
         blob: BlobId,
+    },
+    /// The result of a task, to keep until `ForgetResult`.
+    Result {
+        task: TaskId,
+        body: Body,
+        buffers: Vec<Buffer>,
+    },
+    ForgetResult {
+        task: TaskId,
     },
     /// A segment of the sender's; its file descriptor comes with the frame.
     Segment {
@@ -119,6 +132,8 @@ pub enum FromWorker {
         body: Body,
         buffers: Vec<Extent>,
         timings: Timings,
+        /// The worker has the result itself, for other tasks that take it.
+        kept: bool,
     },
     Returned {
         task: TaskId,

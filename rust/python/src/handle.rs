@@ -22,9 +22,7 @@ pub(crate) struct Want {
 
 impl Drop for Want {
     fn drop(&mut self) {
-        if !self.outside {
-            self.session.release(self.node.id);
-        }
+        self.session.release(self.node.id, self.outside);
     }
 }
 
@@ -177,6 +175,7 @@ impl Handle {
 fn describe(py: Python<'_>, kind: &FailureKind) -> PyResult<(&'static str, Py<PyAny>)> {
     Ok(match kind {
         FailureKind::Raised(error) => ("raised", error.clone_ref(py)),
+        FailureKind::Remote(body) => ("remote", crate::transport::pickled(py, body)?.unbind()),
         FailureKind::Crashed { obituary, deaths } => ("crashed", describe_death(py, obituary, *deaths)?),
         FailureKind::TimedOut => ("timed out", py.None()),
         FailureKind::NoWorkers(why) => ("no workers", why.into_pyobject(py)?.into_any().unbind()),

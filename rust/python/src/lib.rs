@@ -10,6 +10,7 @@ mod output;
 mod pools;
 mod scan;
 mod session;
+mod shipment;
 mod stats;
 mod transport;
 mod watch;
@@ -320,6 +321,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<worker::WorkerTask>()?;
     module.add_function(wrap_pyfunction!(shutdown, module)?)?;
     module.add_function(wrap_pyfunction!(handle::results, module)?)?;
+    module.add_function(wrap_pyfunction!(scan::fill_with, module)?)?;
     module.add_function(wrap_pyfunction!(session::current_session, module)?)?;
     module.add_function(wrap_pyfunction!(forget_blob, module)?)?;
     module.add_function(wrap_pyfunction!(before_fork, module)?)?;

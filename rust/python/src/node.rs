@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use rustdask_core::message::Report;
 use rustdask_core::{Attempt, Grant, Outcome, TaskId};
 use rustdask_runtime::driver::{End, Obituary};
-use rustdask_runtime::parcel::Parcel;
+use rustdask_runtime::processes::{Delivery, Reported};
+use rustdask_runtime::stored::Stored;
 
 use crate::handle::Want;
 use crate::session::SessionInner;
+use crate::shipment::Shipment;
 use crate::watch::Ring;
 use crate::work::Work;
 
@@ -39,7 +42,7 @@ struct State {
 #[derive(Clone)]
 pub(crate) enum Job {
     Here(Arc<LocalCall>),
-    Elsewhere(Arc<Parcel>),
+    Elsewhere(Arc<Shipment>),
 }
 
 /// A call in a thread of this process.
@@ -57,6 +60,10 @@ pub(crate) struct LocalCall {
 /// What a worker made of it.
 pub(crate) enum Made {
     Object(Py<PyAny>),
+    /// By a worker process.
+    Stored(Arc<Stored>),
+    /// A value of the submitter's own, as it is here and as workers get it.
+    Scattered(Py<PyAny>, Arc<Stored>),
     Failure(Arc<Failure>),
 }
 
@@ -77,6 +84,8 @@ pub(crate) struct Failure {
 pub(crate) enum FailureKind {
     /// The exception, of a thread of this process.
     Raised(Py<PyAny>),
+    /// The exception, packed by a worker process.
+    Remote(Reported),
     Crashed {
         obituary: Obituary,
         deaths: u32,
@@ -102,7 +111,7 @@ impl Node {
     }
 
     /// One that has its result from the beginning.
-    pub(crate) fn finished(id: TaskId, name: Arc<str>, made: Made) -> Arc<Self> {
+    pub(crate) fn with_result(id: TaskId, name: Arc<str>, made: Made) -> Arc<Self> {
         Self::with(id, name, None, Some(made), Some(Settled::Finished))
     }
 
@@ -128,10 +137,40 @@ impl Node {
 
     /// The result, if it is there.
     pub(crate) fn value<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        Ok(match &self.lock().made {
-            Some(Made::Object(value)) => Some(value.bind(py).clone()),
+        let stored = match &self.lock().made {
+            Some(Made::Object(value) | Made::Scattered(value, _)) => return Ok(Some(value.bind(py).clone())),
+            Some(Made::Stored(stored)) => stored.clone(),
+            Some(Made::Failure(_)) | None => return Ok(None),
+        };
+        crate::transport::load(py, &stored).map(Some)
+    }
+
+    /// The result as workers get it, if it is there.
+    fn stored(&self) -> Option<Arc<Stored>> {
+        match &self.lock().made {
+            Some(Made::Stored(stored) | Made::Scattered(_, stored)) => Some(stored.clone()),
             _ => None,
-        })
+        }
+    }
+
+    /// What it takes from others, as workers get it.
+    pub(crate) fn stored_inputs(&self) -> Vec<(TaskId, Arc<Stored>)> {
+        let inputs = self.lock().inputs.clone();
+        inputs.iter().filter_map(|input| Some((input.id, input.stored()?))).collect()
+    }
+
+    /// What a worker process reports.
+    pub(crate) fn deliver(&self, attempt: Attempt, delivery: Delivery) -> Leftovers {
+        let made = match delivery {
+            Delivery::Report { report: Report::Results, body, buffers, bytes, .. } => {
+                Made::Stored(Arc::new(Stored::Made { body, buffers, bytes }))
+            }
+            Delivery::Report { report: Report::Error, body, .. } => {
+                Made::Failure(self.failed(FailureKind::Remote(body)))
+            }
+            Delivery::Unsent => return Leftovers::default(),
+        };
+        self.made(attempt, made)
     }
 
     pub(crate) fn end(&self) -> Option<Settled> {
@@ -149,7 +188,7 @@ impl Node {
         if state.attempt != Some(attempt) || state.end.is_some() {
             return Leftovers { made: Some(made), ..Leftovers::default() };
         }
-        let finished = matches!(made, Made::Object(_));
+        let finished = !matches!(made, Made::Failure(_));
         let made = state.made.replace(made);
         if !finished {
             return Leftovers { made, ..Leftovers::default() };

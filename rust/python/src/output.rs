@@ -42,8 +42,7 @@ pub(crate) fn relay_if_unattended(py: Python<'_>) {
 
 /// Hand over what has come since the last time.
 pub(crate) fn relay(py: Python<'_>) -> PyResult<()> {
-    let Some(pool) = pools().existing_processes() else { return Ok(()) };
-    let outputs = pool.shared.take_outputs();
+    let outputs = pools().take_outputs();
     if outputs.is_empty() {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rustdask_core::Outcome;
-use rustdask_runtime::processes::ProcessPool;
+use rustdask_runtime::processes::{Output, ProcessPool, ProcessPoolSpec};
 use rustdask_runtime::template::Launch;
 use rustdask_runtime::threads::{Seat, ThreadPool, ThreadPoolSpec};
 
@@ -111,13 +111,8 @@ impl Pools {
         if let Some(pool) = processes.as_ref() {
             return Ok(pool.clone());
         }
-        let on_output = Box::new(|| {
-            if !crate::output::is_attended() {
-                pools().start_reader();
-            }
-            pools().errand(Errand::Output);
-        });
-        let pool = Arc::new(ProcessPool::start(core_budget, launch, on_output)?);
+        let spec = ProcessPoolSpec { core_budget, ..ProcessPoolSpec::default() };
+        let pool = Arc::new(ProcessPool::start(spec, launch, on_output())?);
         *processes = Some(pool.clone());
         Ok(pool)
     }
@@ -133,6 +128,15 @@ impl Pools {
             calls.retain(|call| call.strong_count() > 0);
         }
         calls.push(call);
+    }
+
+    /// What the workers of all pools have written since the last time.
+    pub(crate) fn take_outputs(&self) -> Vec<Output> {
+        let own = self.existing_processes();
+        let sessions: Vec<_> =
+            self.sessions.lock().expect("no holder panics").iter().filter_map(Weak::upgrade).collect();
+        let others = sessions.iter().filter_map(|session| session.processes());
+        own.iter().chain(others).flat_map(|pool| pool.shared.take_outputs()).collect()
     }
 
     /// Remember a session, until it is dropped.
@@ -200,6 +204,16 @@ impl Pools {
         }
         threads.filter(|pool| !pool.close(PATIENCE))
     }
+}
+
+/// What a pool of processes calls when a worker has written something.
+pub(crate) fn on_output() -> Box<dyn Fn() + Send + Sync> {
+    Box::new(|| {
+        if !crate::output::is_attended() {
+            pools().start_reader();
+        }
+        pools().errand(Errand::Output);
+    })
 }
 
 thread_local! {

@@ -33,7 +33,7 @@ impl Input {
 
     /// In a pickle, by the number that the task has in its engine.
     fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, pyo3::types::PyType>, (u64,)) {
-        (py.get_type::<Self>(), (self.task + crate::session::first_task(),))
+        (py.get_type::<Self>(), (self.task.wrapping_add(crate::session::first_task()),))
     }
 }
 
@@ -41,6 +41,8 @@ impl Input {
 pub(crate) enum Place<'a, 'py> {
     Input(u64),
     Handle(&'a Bound<'py, Handle>),
+    /// None: an object that is not looked into, nor plain.
+    Other,
 }
 
 /// Look at each place in a value, in order.
@@ -76,7 +78,7 @@ fn visit_at<'py>(
     } else if let Ok(handle) = value.cast::<Handle>() {
         each(Place::Handle(handle))
     } else {
-        Ok(())
+        each(Place::Other)
     }
 }
 
@@ -147,6 +149,20 @@ fn fill_all<'py>(
         }
     }
     Ok(found.then_some(items))
+}
+
+/// A structure with results in the places that stand for them, by the numbers of their tasks.
+#[pyfunction]
+#[pyo3(name = "fill")]
+pub(crate) fn fill_with<'py>(
+    structure: Bound<'py, PyAny>,
+    results: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let result = |place: Place<'_, 'py>| match place {
+        Place::Input(task) => results.as_any().get_item(task),
+        _ => Err(PyValueError::new_err("a future has come where there is no client")),
+    };
+    Ok(fill(&structure, &result)?.unwrap_or(structure))
 }
 
 /// Most arguments are of these types, and hold nothing.

@@ -11,12 +11,15 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use rustdask_core::{Amount, CallId, CallSpec, Event, HostId, Priority, Resources, TaskId, TaskSpec, WorkerId};
 use rustdask_runtime::mailbox::Mailbox;
+use rustdask_runtime::processes::ProcessPoolSpec;
+use rustdask_runtime::template::Launch;
 use rustdask_runtime::threads::ThreadPoolSpec;
 
 use crate::handle::{Handle, Seed, Want};
 use crate::node::{Job, LocalCall, Made, Node};
 use crate::pools::{self, pools, PATIENCE};
-use crate::scan::{self, Place};
+use crate::scan::{self, Input, Place};
+use crate::shipment::Shipping;
 use crate::work::Work;
 
 thread_local! {
@@ -25,6 +28,9 @@ thread_local! {
     /// The session whose task this thread is running.
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
 }
+
+/// Tasks that a worker process holds, the running one included.
+const TASKS_AHEAD: u32 = 16;
 
 struct Current {
     session: Arc<SessionInner>,
@@ -35,9 +41,25 @@ pub(crate) fn first_task() -> u64 {
     FIRST_TASK.get()
 }
 
+/// While it lives, inputs are pickled by numbers that begin with this one.
+struct Numbering(u64);
+
+impl Numbering {
+    fn from(first: u64) -> Self {
+        Self(FIRST_TASK.replace(first))
+    }
+}
+
+impl Drop for Numbering {
+    fn drop(&mut self) {
+        FIRST_TASK.set(self.0);
+    }
+}
+
 /// What runs a session's tasks.
 pub(crate) enum Engine {
     Threads(Arc<pools::Threads>),
+    Processes(Arc<pools::Processes>, Shipping),
 }
 
 pub(crate) struct SessionInner {
@@ -54,27 +76,34 @@ impl SessionInner {
     fn event(&self, event: Event) {
         match &self.engine {
             Engine::Threads(pool) => pool.driver.event(event),
+            Engine::Processes(pool, _) => pool.driver.event(event),
         }
     }
 
-    pub(crate) fn release(&self, task: TaskId) {
+    /// Nobody has a handle for the task any more. `outside`: its result came from the submitter.
+    pub(crate) fn release(&self, task: TaskId, outside: bool) {
         if self.owner != std::process::id() {
             return;
         }
         match &self.engine {
+            Engine::Processes(pool, _) if outside => pool.forget_result(task),
+            Engine::Threads(_) if outside => {}
             Engine::Threads(pool) => pool.driver.release(self.call, task),
+            Engine::Processes(pool, _) => pool.driver.release(self.call, task),
         }
     }
 
     fn reserve(&self, tasks: u64) -> TaskId {
         match &self.engine {
             Engine::Threads(pool) => pool.driver.reserve(tasks),
+            Engine::Processes(pool, _) => pool.driver.reserve(tasks),
         }
     }
 
     fn submit(&self, tasks: Vec<(TaskSpec, Work)>) -> bool {
         match &self.engine {
             Engine::Threads(pool) => pool.driver.submit_graph(self.call, tasks),
+            Engine::Processes(pool, _) => pool.driver.submit_graph(self.call, tasks),
         }
     }
 
@@ -88,6 +117,19 @@ impl SessionInner {
                 pool.driver.close_call(self.call);
                 pool.close(PATIENCE)
             }
+            Engine::Processes(pool, _) => {
+                pool.driver.close_call(self.call);
+                pool.stop();
+                true
+            }
+        }
+    }
+
+    /// The pool, where it has output of its own.
+    pub(crate) fn processes(&self) -> Option<&Arc<pools::Processes>> {
+        match &self.engine {
+            Engine::Threads(_) => None,
+            Engine::Processes(pool, _) => Some(pool),
         }
     }
 
@@ -118,12 +160,23 @@ struct Submission<'py> {
 struct Needs {
     inside: Vec<usize>,
     outside: Vec<Arc<Want>>,
+    /// It has arguments that pickle needs help with.
+    complex: bool,
 }
 
 impl Submission<'_> {
-    fn node<'py>(&mut self, id: u64, task: &Bound<'py, PyTuple>) -> PyResult<Arc<Node>> {
+    fn node(&mut self, id: u64, task: &Bound<'_, PyTuple>, needs: &Needs) -> PyResult<Arc<Node>> {
         let function = task.get_item(0)?;
         let name = self.name(&function)?;
+        let session = self.session.clone();
+        let job = match &session.engine {
+            Engine::Threads(_) => self.local_call(function, task)?,
+            Engine::Processes(_, shipping) => self.shipment(shipping, &function, task, needs)?,
+        };
+        Ok(Node::new(TaskId(id), name, job))
+    }
+
+    fn local_call<'py>(&self, function: Bound<'py, PyAny>, task: &Bound<'py, PyTuple>) -> PyResult<Job> {
         let kwargs = task.get_item(2)?;
         let kwargs = kwargs.cast_into::<PyDict>().ok().filter(|kwargs| !kwargs.is_empty());
         let call = LocalCall {
@@ -134,7 +187,33 @@ impl Submission<'_> {
             first: self.first,
             session: Arc::downgrade(&self.session),
         };
-        Ok(Node::new(TaskId(id), name, Job::Here(Arc::new(call))))
+        Ok(Job::Here(Arc::new(call)))
+    }
+
+    /// Handles among the arguments become inputs. In the pickle, those have the numbers of their tasks.
+    fn shipment<'py>(
+        &self,
+        shipping: &Shipping,
+        function: &Bound<'py, PyAny>,
+        task: &Bound<'py, PyTuple>,
+        needs: &Needs,
+    ) -> PyResult<Job> {
+        let py = task.py();
+        let mut arguments = task.get_slice(1, 3);
+        if !needs.outside.is_empty() {
+            let input = |place: Place<'_, 'py>| {
+                let task = match place {
+                    Place::Handle(handle) => handle.get().node()?.id.0.wrapping_sub(self.first),
+                    Place::Input(at) => at,
+                    Place::Other => return Err(PyValueError::new_err("nothing stands for a result here")),
+                };
+                Ok(Bound::new(py, Input { task })?.into_any())
+            };
+            if let Some(filled) = scan::fill(&arguments, &input)? {
+                arguments = filled.cast_into()?;
+            }
+        }
+        Ok(Job::Elsewhere(Arc::new(shipping.ship(py, function, arguments, !needs.complex)?)))
     }
 
     fn needs(&self, tasks: usize, task: &Bound<'_, PyTuple>) -> PyResult<Needs> {
@@ -146,6 +225,7 @@ impl Submission<'_> {
                     return Err(PyValueError::new_err(format!("Input({at}) names none of the {tasks} tasks submitted")))
                 }
                 Place::Handle(handle) => needs.outside.push(self.checked(handle)?),
+                Place::Other => needs.complex = true,
             }
             Ok(())
         };
@@ -209,6 +289,37 @@ impl Session {
         Ok(Self::over(Engine::Threads(pool), call))
     }
 
+    /// Run tasks in worker processes. `launch` says how to start Python: `(program, arguments, greeting)`.
+    #[staticmethod]
+    #[pyo3(signature = (*, workers, launch, serializer, resources=None, memory_limit=0))]
+    fn processes(
+        workers: u32,
+        launch: &Bound<'_, PyAny>,
+        serializer: Py<PyAny>,
+        resources: Option<HashMap<String, f64>>,
+        memory_limit: u64,
+    ) -> PyResult<Self> {
+        pools::check_open()?;
+        let spec = ProcessPoolSpec {
+            core_budget: workers,
+            max_workers: workers,
+            resources: parse_resources(resources)?,
+            host: Some(HostId(0)),
+        };
+        let (program, arguments, greeting) = launch.call0()?.extract()?;
+        let launch = Launch { program, arguments, greeting };
+        let pool = Arc::new(pools::Processes::start(spec, launch, pools::on_output())?);
+        let call = pool.driver.open_call(graph_spec(TASKS_AHEAD), Arc::new(Mailbox::new(None)));
+        let shipping = Shipping::new(pool.clone(), call, serializer, memory_limit);
+        Ok(Self::over(Engine::Processes(pool, shipping), call))
+    }
+
+    /// Workers that run, as `(id, rank, pid)`.
+    fn workers(&self) -> Vec<(u32, u32, i32)> {
+        let workers = self.inner.processes().map(|pool| pool.workers()).unwrap_or_default();
+        workers.into_iter().map(|info| (info.worker, info.rank, info.pid)).collect()
+    }
+
     /// Hand over tasks `(function, args, kwargs)`. `Input(i)` in the arguments stands for the result of task number `i`
     /// of the list, a handle for that of an earlier task.
     #[pyo3(signature = (cls, tasks, *, wanted=None, orders=None, keys=None, priority=0, retries=0, resources=None, workers=None))]
@@ -231,13 +342,19 @@ impl Session {
         let first = self.inner.reserve(count as u64).0;
         let mut submission =
             Submission { session: self.inner.clone(), first, context: current_context(py)?, names: HashMap::new() };
+        if let Engine::Processes(_, shipping) = &self.inner.engine {
+            shipping.settings(py)?;
+        }
+        let numbering = Numbering::from(first);
         let mut nodes = Vec::with_capacity(count);
         let mut needs = Vec::with_capacity(count);
         for (at, task) in tasks.iter().enumerate() {
             let task = task.cast_into::<PyTuple>()?;
-            needs.push(submission.needs(count, &task)?);
-            nodes.push(submission.node(first + at as u64, &task)?);
+            let need = submission.needs(count, &task)?;
+            nodes.push(submission.node(first + at as u64, &task, &need)?);
+            needs.push(need);
         }
+        drop(numbering);
         refuse_cycles(&needs)?;
         let template = TaskSpec {
             priority: Priority {
@@ -274,7 +391,14 @@ impl Session {
         self.inner.check_open()?;
         let id = self.inner.reserve(1);
         let name = value.get_type().name()?.to_string().into();
-        let node = Node::finished(id, name, Made::Object(value.unbind()));
+        let made = match &self.inner.engine {
+            Engine::Threads(_) => Made::Object(value.unbind()),
+            Engine::Processes(_, shipping) => {
+                let stored = Arc::new(shipping.place(value.py(), &value)?);
+                Made::Scattered(value.unbind(), stored)
+            }
+        };
+        let node = Node::with_result(id, name, made);
         let made = handles(cls, std::iter::once(Want { session: self.inner.clone(), node, outside: true }))?;
         made.get_item(0)
     }
@@ -291,6 +415,7 @@ impl Session {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = match &self.inner.engine {
             Engine::Threads(pool) => pool.driver.stats(),
+            Engine::Processes(pool, _) => pool.driver.stats(),
         };
         let out = PyDict::new(py);
         out.set_item("active", stats.tasks)?;
@@ -494,6 +619,7 @@ fn filled<'py>(py: Python<'py>, call: &LocalCall, inputs: &[Arc<Node>]) -> PyRes
     let result = |place: Place<'_, 'py>| match place {
         Place::Input(at) => value(call.first + at),
         Place::Handle(handle) => value(handle.get().node()?.id.0),
+        Place::Other => Err(PyRuntimeError::new_err("nothing stands for a result here")),
     };
     let args = call.args.bind(py);
     let args = match scan::fill(args, &result)? {

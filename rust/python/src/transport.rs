@@ -1,18 +1,22 @@
 //! Between Python objects and worker processes: pickles out, results in.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
-use rustdask_core::message::{Access, Body, Buffer, Extent, Report};
-use rustdask_core::{Attempt, BlobId, SegmentId, TaskId, WorkerId};
+use pyo3::types::{PyBytes, PyDict, PyList};
+use rustdask_core::message::{Access, Body, Buffer, Report};
+use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId, WorkerId};
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
 use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::shm::{self, MIN_SEGMENT_BYTES};
-use rustdask_runtime::store::{Placement, Source};
+use rustdask_runtime::store::{Placement, Source, Store};
+use rustdask_runtime::stored::Stored;
 
 use crate::batch::PartRef;
 use crate::buffer::SharedBuffer;
@@ -23,8 +27,8 @@ use crate::pools::Processes;
 const MAX_MAPPED_RESULTS: usize = 16_000;
 
 /// A buffer that stands beside a pickle, and whether it is the object that was there before.
-type OutOfBand<'py> = (Bound<'py, PyAny>, bool);
-type DumpedBlob<'py> = (u64, bool, Bound<'py, PyBytes>, Vec<OutOfBand<'py>>);
+pub(crate) type OutOfBand<'py> = (Bound<'py, PyAny>, bool);
+pub(crate) type DumpedBlob<'py> = (u64, bool, Bound<'py, PyBytes>, Vec<OutOfBand<'py>>);
 type Dumped<'py> = (Bound<'py, PyBytes>, Vec<OutOfBand<'py>>, Vec<DumpedBlob<'py>>);
 
 /// Pickle a part whose turn has come, and hand it to its worker, unless it was taken back in the meantime.
@@ -39,8 +43,8 @@ pub(crate) fn send(
 ) -> PyResult<()> {
     let Some(connection) = pool.claim(worker, task, attempt) else { return Ok(()) };
     let items = part.0.end() - part.0.start;
-    let sent =
-        make_parcel(py, call, pool, part).and_then(|parcel| Ok(parcel.send(&connection, task, attempt, items)?));
+    let sent = make_parcel(py, call, pool, part)
+        .and_then(|parcel| Ok(parcel.send(&connection, task, attempt, items, None)?));
     if let Err(error) = sent {
         part.0.set_outcome(Err(error));
         pool.unsent(worker, task, attempt);
@@ -65,12 +69,18 @@ fn make_parcel(py: Python<'_>, call: &Arc<CallInner>, pool: &Arc<Processes>, par
     let (pickle, buffers, blobs): Dumped<'_> = dump.call1((&batch.items, start, end, index))?.extract()?;
     let pickled = begun.elapsed();
 
-    let packing = Packing { py, call, pool };
+    let packing = Packing {
+        py,
+        store: &pool.shared.store,
+        call: call.id,
+        folder: call.settings.folder.as_deref(),
+        access: &|bytes| access(call, bytes),
+    };
     let mut held = Vec::new();
-    let contents = packing.pack(&pickle, &buffers, &mut held);
+    let packed = packing.pack(&pickle, &buffers, &mut held);
     part.0.segments.lock().expect("no holder panics").extend(held);
-    let contents = contents?;
-    let blobs = blobs.into_iter().map(|blob| packing.blob(blob)).collect::<PyResult<Vec<_>>>()?;
+    let contents = counted(call, packed?);
+    let blobs = blobs.into_iter().map(|blob| make_blob(call, pool, &packing, blob)).collect::<PyResult<Vec<_>>>()?;
     let mut stats = call.stats();
     stats.pickling += pickled;
     stats.placing += begun.elapsed() - pickled;
@@ -78,61 +88,93 @@ fn make_parcel(py: Python<'_>, call: &Arc<CallInner>, pool: &Arc<Processes>, par
     Ok(Parcel { call: call.id, contents, blobs, memory_limit: call.settings.memory_limit })
 }
 
-struct Packing<'a, 'py> {
-    py: Python<'py>,
-    call: &'a Arc<CallInner>,
-    pool: &'a Arc<Processes>,
+/// The blob of this number; made the first time in each call.
+fn make_blob(
+    call: &Arc<CallInner>,
+    pool: &Arc<Processes>,
+    packing: &Packing<'_, '_>,
+    (id, kept, pickle, buffers): DumpedBlob<'_>,
+) -> PyResult<Arc<Blob>> {
+    if let Some(blob) = call.blobs().made.get(&id) {
+        call.stats().bytes_saved += pickle.as_bytes().len() as u64;
+        return Ok(blob.clone());
+    }
+    let mut held = Vec::new();
+    let packed = packing.pack(&pickle, &buffers, &mut held);
+    // Workers keep what they have unpickled of it until they hear that the call is over.
+    held.iter().for_each(|segment| pool.shared.store.keep(*segment));
+    call.blobs().segments.extend(held);
+    let blob = Arc::new(Blob { id: BlobId(id), contents: counted(call, packed?) });
+    let mut blobs = call.blobs();
+    blobs.made.insert(id, blob.clone());
+    if kept {
+        blobs.kept.insert(id);
+    }
+    Ok(blob)
+}
+
+fn access(call: &CallInner, bytes: usize) -> Access {
+    if bytes as u64 > call.settings.max_nbytes {
+        call.settings.access
+    } else {
+        Access::CopyOnWrite
+    }
+}
+
+fn counted(call: &CallInner, packed: Packed) -> Contents {
+    let mut stats = call.stats();
+    stats.bytes_placed += packed.placed_bytes;
+    stats.bytes_saved += packed.saved_bytes;
+    packed.contents
+}
+
+/// Brings pickles and the buffers beside them into the form in which they travel.
+pub(crate) struct Packing<'a, 'py> {
+    pub(crate) py: Python<'py>,
+    pub(crate) store: &'a Store,
+    pub(crate) call: CallId,
+    pub(crate) folder: Option<&'a Path>,
+    /// How a buffer of so many bytes is mapped.
+    pub(crate) access: &'a dyn Fn(usize) -> Access,
+}
+
+pub(crate) struct Packed {
+    pub(crate) contents: Contents,
+    /// Copied to shared memory, and found there.
+    placed_bytes: u64,
+    saved_bytes: u64,
 }
 
 impl<'py> Packing<'_, 'py> {
-    /// The blob of this number; made the first time in each call.
-    fn blob(&self, (id, kept, pickle, buffers): DumpedBlob<'py>) -> PyResult<Arc<Blob>> {
-        if let Some(blob) = self.call.blobs().made.get(&id) {
-            self.call.stats().bytes_saved += pickle.as_bytes().len() as u64;
-            return Ok(blob.clone());
-        }
-        let mut held = Vec::new();
-        let contents = self.pack(&pickle, &buffers, &mut held);
-        // Workers keep what they have unpickled of it until they hear that the call is over.
-        held.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
-        self.call.blobs().segments.extend(held);
-        let blob = Arc::new(Blob { id: BlobId(id), contents: contents? });
-        let mut blobs = self.call.blobs();
-        blobs.made.insert(id, blob.clone());
-        if kept {
-            blobs.kept.insert(id);
-        }
-        Ok(blob)
-    }
-
-    fn pack(
+    /// Segments that are held for it go to `held`, also when it fails.
+    pub(crate) fn pack(
         &self,
         pickle: &Bound<'py, PyBytes>,
         buffers: &[OutOfBand<'py>],
         held: &mut Vec<SegmentId>,
-    ) -> PyResult<Contents> {
-        let buffers = self.place(buffers, held)?;
-        let mut contents = Contents { inline: Vec::new(), body: Body::Inline, buffers, segments: Vec::new() };
+    ) -> PyResult<Packed> {
+        let contents = Contents { inline: Vec::new(), body: Body::Inline, buffers: Vec::new(), segments: Vec::new() };
+        let mut packed = Packed { contents, placed_bytes: 0, saved_bytes: 0 };
+        self.place(buffers, held, &mut packed)?;
         let bytes = pickle.as_bytes();
-        let store = &self.pool.shared.store;
         if bytes.len() < MIN_SEGMENT_BYTES {
-            contents.inline = bytes.to_vec();
+            packed.contents.inline = bytes.to_vec();
         } else {
-            let folder = self.call.settings.folder.as_deref();
+            let (store, folder) = (self.store, self.folder);
             let extent = self.py.detach(|| store.place_once(bytes, folder))?;
             held.push(extent.segment);
-            self.call.stats().bytes_placed += bytes.len() as u64;
-            contents.body = Body::InSegment(extent);
+            packed.placed_bytes += bytes.len() as u64;
+            packed.contents.body = Body::InSegment(extent);
         }
         let distinct: BTreeSet<SegmentId> = held.iter().copied().collect();
-        let segment = |id| (id, store.segment(id).expect("it is held, so it is there"));
-        contents.segments = distinct.into_iter().map(segment).collect();
-        Ok(contents)
+        let segment = |id| (id, self.store.segment(id).expect("it is held, so it is there"));
+        packed.contents.segments = distinct.into_iter().map(segment).collect();
+        Ok(packed)
     }
 
-    fn place(&self, buffers: &[OutOfBand<'py>], held: &mut Vec<SegmentId>) -> PyResult<Vec<Buffer>> {
+    fn place(&self, buffers: &[OutOfBand<'py>], held: &mut Vec<SegmentId>, packed: &mut Packed) -> PyResult<()> {
         if buffers.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let exports = buffers.iter().map(|(buffer, _)| PyBuffer::<u8>::get(buffer)).collect::<PyResult<Vec<_>>>()?;
         let sources: Vec<Source<'_>> = exports
@@ -142,28 +184,41 @@ impl<'py> Packing<'_, 'py> {
                 let bytes = exported.len_bytes();
                 // SAFETY: the export keeps the memory where it is until `exports` is dropped.
                 let data = unsafe { shm::borrow(exported.buf_ptr() as usize, bytes) };
-                Source { bytes: data, same: *same, shared: self.access(bytes) == Access::Shared }
+                Source { bytes: data, same: *same, shared: (self.access)(bytes) == Access::Shared }
             })
             .collect();
-        let (folder, store) = (self.call.settings.folder.as_deref(), &self.pool.shared.store);
-        let placements = self.py.detach(|| store.place(self.call.id, &sources, folder, held))?;
-        let mut stats = self.call.stats();
-        for Placement { extent, copied } in &placements {
-            let counter = if *copied { &mut stats.bytes_placed } else { &mut stats.bytes_saved };
+        let (folder, store, call) = (self.folder, self.store, self.call);
+        let placements = self.py.detach(|| store.place(call, &sources, folder, held))?;
+        for Placement { extent, copied } in placements {
+            let counter = if copied { &mut packed.placed_bytes } else { &mut packed.saved_bytes };
             *counter += extent.bytes;
+            packed.contents.buffers.push(Buffer { extent, access: (self.access)(extent.bytes as usize) });
         }
-        let buffer = |extent: Extent| Buffer { extent, access: self.access(extent.bytes as usize) };
-        Ok(placements.into_iter().map(|placement| buffer(placement.extent)).collect())
+        Ok(())
     }
+}
 
-    fn access(&self, bytes: usize) -> Access {
-        let large = bytes as u64 > self.call.settings.max_nbytes;
-        if large {
-            self.call.settings.access
-        } else {
-            Access::CopyOnWrite
-        }
+/// A result, as a Python object.
+pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py, PyAny>> {
+    let Stored::Made { body, buffers, .. } = stored else {
+        return Err(PyRuntimeError::new_err("what this process has placed, it does not load"));
+    };
+    let loads = py.import(intern!(py, "pickle"))?.getattr(intern!(py, "loads"))?;
+    let pickle = pickled(py, body)?;
+    if buffers.is_empty() {
+        return loads.call1((pickle,));
     }
+    let views = buffers.iter().map(|lease| Bound::new(py, SharedBuffer::of_lease(lease.clone())));
+    let kwargs = PyDict::new(py);
+    kwargs.set_item(intern!(py, "buffers"), views.collect::<PyResult<Vec<_>>>()?)?;
+    loads.call((pickle,), Some(&kwargs))
+}
+
+pub(crate) fn pickled<'py>(py: Python<'py>, body: &Reported) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match body {
+        Reported::Inline(bytes) => PyBytes::new(py, bytes).into_any(),
+        Reported::Leased(lease) => Bound::new(py, SharedBuffer::of_lease(lease.clone()))?.into_any(),
+    })
 }
 
 /// What a worker's report means.
@@ -181,10 +236,7 @@ pub(crate) fn receive(py: Python<'_>, call: &Arc<CallInner>, part: &PartRef, del
         stats.queue += part.0.batch.submitted.elapsed().saturating_sub(at_worker);
     }
     call.deepen_if_short();
-    let pickle = match body {
-        Reported::Inline(bytes) => PyBytes::new(py, &bytes).into_any(),
-        Reported::Leased(lease) => Bound::new(py, SharedBuffer::of_lease(lease))?.into_any(),
-    };
+    let pickle = pickled(py, &body)?;
     if report == Report::Error {
         return Ok(End::Remote(pickle.unbind()));
     }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use rustdask_core::{Attempt, Grant};
+use rustdask_core::{Attempt, Grant, TaskId};
 use rustdask_runtime::driver::{End, Payload};
 use rustdask_runtime::parcel::Parcel;
+use rustdask_runtime::processes::Delivery;
+use rustdask_runtime::stored::Stored;
 
 use crate::batch::PartRef;
 use crate::node::{Job, Node};
@@ -37,7 +39,7 @@ impl Payload for Work {
         match self {
             Work::Part(part) => part.parcel(),
             Work::Node(node) => match node.job()?.0 {
-                Job::Elsewhere(parcel) => Some(parcel),
+                Job::Elsewhere(shipment) => Some(shipment.parcel.clone()),
                 Job::Here(_) => None,
             },
         }
@@ -49,6 +51,17 @@ impl Payload for Work {
                 part.split(kept, pieces).into_iter().map(|(part, items)| (Work::Part(part), items)).collect()
             }
             Work::Node(_) => Vec::new(),
+        }
+    }
+
+    fn inputs(&self) -> Option<Vec<(TaskId, Arc<Stored>)>> {
+        self.node().map(|node| node.stored_inputs())
+    }
+
+    fn deliver(&self, attempt: Attempt, delivery: Delivery) -> Result<Box<dyn Send>, Delivery> {
+        match self {
+            Work::Part(_) => Err(delivery),
+            Work::Node(node) => Ok(Box::new(node.deliver(attempt, delivery))),
         }
     }
 

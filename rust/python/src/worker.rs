@@ -36,10 +36,24 @@ pub(crate) struct WorkerTask {
     buffers: Vec<Buffer>,
     #[pyo3(get)]
     blobs: Vec<u64>,
+    /// Number of the task in its engine.
+    #[pyo3(get)]
+    id: u64,
+    /// It belongs to a graph.
+    #[pyo3(get)]
+    linked: bool,
+    #[pyo3(get)]
+    inputs: Vec<u64>,
 }
 
 #[pymethods]
 impl WorkerTask {
+    /// How many buffers it has.
+    #[getter]
+    fn buffer_count(&self) -> usize {
+        self.buffers.len()
+    }
+
     /// Begin the next item: its position in the task, or None when none is left.
     fn advance(&self) -> Option<u32> {
         self.cursor.advance()
@@ -67,6 +81,9 @@ impl WorkerEndpoint {
                     pickle: pickle(py, task.body)?,
                     buffers: task.run.buffers,
                     blobs: task.run.blobs.iter().map(|blob| blob.0).collect(),
+                    id: task.run.task.0,
+                    linked: task.run.linked,
+                    inputs: task.run.inputs.iter().map(|task| task.0).collect(),
                 });
             }
             py.check_signals()?;
@@ -86,13 +103,25 @@ impl WorkerEndpoint {
         Ok((pickle(py, blob.body)?, shared(py, blob.buffers)?))
     }
 
+    /// The pickle and buffers of a result that another worker has made.
+    fn result(&self, py: Python<'_>, task: u64) -> PyResult<(Py<PyAny>, Vec<Py<SharedBuffer>>)> {
+        let sent = self.0.result(TaskId(task))?;
+        Ok((pickle(py, sent.body)?, shared(py, sent.buffers)?))
+    }
+
+    /// Results that will not be asked for again.
+    fn take_forgotten_results(&self) -> Vec<u64> {
+        self.0.take_forgotten_results().into_iter().map(|task| task.0).collect()
+    }
+
     /// Blobs that will not be asked for again.
     fn take_forgotten(&self) -> Vec<u64> {
         self.0.take_forgotten().into_iter().map(|blob| blob.0).collect()
     }
 
-    /// Report a task's results (`failed` false) or its exception, with the seconds it took.
-    #[pyo3(signature = (task, failed, pickle, buffers, loading, running, dumping))]
+    /// Report a task's results (`failed` false) or its exception, with the seconds it took. `kept`: this worker has the
+    /// result for other tasks.
+    #[pyo3(signature = (task, failed, pickle, buffers, loading, running, dumping, kept=false))]
     #[allow(clippy::too_many_arguments)]
     fn finish(
         &self,
@@ -104,6 +133,7 @@ impl WorkerEndpoint {
         loading: f64,
         running: f64,
         dumping: f64,
+        kept: bool,
     ) -> PyResult<()> {
         let begun = Instant::now();
         let extents = buffers.iter().map(|buffer| self.place(py, buffer)).collect::<PyResult<Vec<_>>>()?;
@@ -115,7 +145,7 @@ impl WorkerEndpoint {
             dumping: Duration::from_secs_f64(dumping.max(0.0)) + placing,
         };
         let bytes = pickle.as_bytes();
-        py.detach(|| self.0.finish(task.task, task.attempt, report, bytes, extents, timings))?;
+        py.detach(|| self.0.finish(task.task, task.attempt, report, bytes, extents, timings, kept))?;
         Ok(())
     }
 

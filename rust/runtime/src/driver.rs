@@ -18,6 +18,8 @@ use rustdask_core::{
 
 use crate::mailbox::Mailbox;
 use crate::parcel::Parcel;
+use crate::processes::Delivery;
+use crate::stored::Stored;
 
 /// What a task carries. The driver only holds it and cuts it, and tells it how it fares if it belongs to a graph.
 pub trait Payload: Clone + Send + 'static {
@@ -27,8 +29,15 @@ pub trait Payload: Clone + Send + 'static {
     /// What to send to a worker process, if it has been pickled already.
     fn parcel(&self) -> Option<Arc<Parcel>>;
 
+    /// Of a task of a graph: what it takes from others, as it stands outside of any interpreter. None for other tasks.
+    fn inputs(&self) -> Option<Vec<(TaskId, Arc<Stored>)>>;
+
     /// A task of a graph goes to a worker: what is reported of any other attempt does not count.
     fn assigned(&self, attempt: Attempt, granted: &[Grant]);
+
+    /// What a worker process reports of a task of a graph, before the machine hears of it. What is not needed any more
+    /// comes back, to be dropped without the driver's lock. Of other tasks, the delivery comes back.
+    fn deliver(&self, attempt: Attempt, delivery: Delivery) -> Result<Box<dyn Send>, Delivery>;
 
     /// A task of a graph has ended, and somebody wants to know.
     fn ended(&self, end: End<Self>);
@@ -126,6 +135,8 @@ pub trait Shell: Send + Sized + 'static {
     fn kill(&mut self, worker: WorkerId, reason: KillReason);
     /// The worker need not keep the result.
     fn forget(&mut self, worker: WorkerId, task: TaskId);
+    /// The same for all workers.
+    fn gone(&mut self, task: TaskId);
     /// The report that a `Finished` resolution is about.
     fn report(&mut self, task: TaskId) -> Option<Self::Report>;
     fn obituary(&mut self, worker: WorkerId) -> Obituary;
@@ -386,7 +397,10 @@ impl<S: Shell> State<S> {
             Action::Remainder { call, task, kept } => self.split(call, task, kept, events),
             Action::Resolve { call, task, resolution } => self.resolve(call, task, resolution, garbage),
             Action::Forget { worker, task } => self.shell.forget(worker, task),
-            Action::Gone { task } => garbage.extend(self.tasks.remove(&task)),
+            Action::Gone { task } => {
+                self.shell.gone(task);
+                garbage.extend(self.tasks.remove(&task));
+            }
             // Results are kept here, not by the workers: none is lost.
             Action::Lost { .. } | Action::Restored { .. } => {}
         }

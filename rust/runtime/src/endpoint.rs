@@ -73,6 +73,9 @@ struct Inner {
     early: HashSet<(TaskId, Attempt)>,
     blobs: HashMap<BlobId, SentBlob>,
     forgotten: Vec<BlobId>,
+    /// Results of other workers that were sent.
+    sent_results: HashMap<TaskId, SentBlob>,
+    forgotten_results: Vec<TaskId>,
     segments: HashMap<SegmentId, Segment>,
     mappings: HashMap<(SegmentId, Access), Arc<Mapping>>,
     /// Segments that are kept here beyond their tasks, and whether the parent has been told.
@@ -194,6 +197,19 @@ impl Endpoint {
         Ok(Blob { body: inner.bytes(body, inline)?, buffers: inner.views(&buffers)? })
     }
 
+    /// The result of another task, which another worker has made.
+    pub fn result(&self, task: TaskId) -> io::Result<Blob> {
+        let mut inner = self.inner.lock().expect("no holder panics");
+        let sent = inner.sent_results.get(&task).cloned();
+        let (body, inline, buffers) = sent.ok_or_else(|| invalid("a task takes a result that was not sent"))?;
+        Ok(Blob { body: inner.bytes(body, inline)?, buffers: inner.views(&buffers)? })
+    }
+
+    /// Results that are not needed any more since it was last asked.
+    pub fn take_forgotten_results(&self) -> Vec<TaskId> {
+        std::mem::take(&mut self.inner.lock().expect("no holder panics").forgotten_results)
+    }
+
     /// Blobs that are not needed any more since it was last asked.
     pub fn take_forgotten(&self) -> Vec<BlobId> {
         std::mem::take(&mut self.inner.lock().expect("no holder panics").forgotten)
@@ -237,6 +253,7 @@ impl Endpoint {
         pickle: &[u8],
         buffers: Vec<Extent>,
         timings: Timings,
+        keeps_result: bool,
     ) -> io::Result<()> {
         let body = if pickle.len() >= crate::shm::MIN_SEGMENT_BYTES {
             Body::InSegment(self.place(pickle)?)
@@ -253,7 +270,8 @@ impl Endpoint {
         for segment in kept {
             self.send(&FromWorker::Kept { segment }, &[], None)?;
         }
-        self.send(&FromWorker::Finished { task, attempt, report, body, buffers, timings }, inline, None)
+        let kept = keeps_result;
+        self.send(&FromWorker::Finished { task, attempt, report, body, buffers, timings, kept }, inline, None)
     }
 
     /// After a task and all that it referred to: undo what it wrote to its arguments, so that the next
@@ -352,6 +370,15 @@ impl Endpoint {
                 let mut inner = self.inner.lock().expect("no holder panics");
                 inner.blobs.remove(&blob);
                 inner.forgotten.push(blob);
+            }
+            ToWorker::Result { task, body, buffers } => {
+                let mut inner = self.inner.lock().expect("no holder panics");
+                inner.sent_results.insert(task, (body, Arc::new(frame.body), buffers));
+            }
+            ToWorker::ForgetResult { task } => {
+                let mut inner = self.inner.lock().expect("no holder panics");
+                inner.sent_results.remove(&task);
+                inner.forgotten_results.push(task);
             }
             ToWorker::Segment { segment, bytes } => {
                 let received = Segment::from_fd(inbox.take_fd()?, bytes);

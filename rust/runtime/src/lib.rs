@@ -13,6 +13,7 @@ pub mod plain;
 pub mod processes;
 pub mod shm;
 pub mod store;
+pub mod stored;
 pub mod template;
 pub mod threads;
 pub mod wire;

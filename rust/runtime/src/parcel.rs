@@ -8,6 +8,7 @@ use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId};
 
 use crate::processes::Connection;
 use crate::shm::Segment;
+use crate::stored::Stored;
 use crate::wire::append_frame;
 
 /// Bytes on their way: a pickle, its buffers, and the shared memory that they are in.
@@ -20,7 +21,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    fn announce(&self, connection: &Connection) -> io::Result<()> {
+    pub(crate) fn announce(&self, connection: &Connection) -> io::Result<()> {
         self.segments.iter().try_for_each(|(id, segment)| connection.announce(*id, segment))
     }
 }
@@ -47,8 +48,21 @@ impl Blob {
 }
 
 impl Parcel {
-    pub fn send(&self, connection: &Connection, task: TaskId, attempt: Attempt, items: u32) -> io::Result<()> {
+    /// With the results that a task of a graph takes; for other tasks, `inputs` is None.
+    pub fn send(
+        &self,
+        connection: &Arc<Connection>,
+        task: TaskId,
+        attempt: Attempt,
+        items: u32,
+        inputs: Option<&[(TaskId, Arc<Stored>)]>,
+    ) -> io::Result<()> {
         let mut frames = connection.take_forgotten_frames();
+        for (input, stored) in inputs.unwrap_or_default() {
+            if connection.needs_result(*input) {
+                stored.ship(connection, *input, &mut frames)?;
+            }
+        }
         for blob in &self.blobs {
             if connection.needs_blob(blob.id.0) {
                 let Contents { inline, body, buffers, .. } = &blob.contents;
@@ -67,6 +81,8 @@ impl Parcel {
             blobs: self.blobs.iter().map(|blob| blob.id).collect(),
             body: self.contents.body,
             buffers: self.contents.buffers.clone(),
+            linked: inputs.is_some(),
+            inputs: inputs.unwrap_or_default().iter().map(|(input, _)| *input).collect(),
         };
         append_frame(&mut frames, &ToWorker::Run(run), &self.contents.inline);
         connection.outbox.send_frames(frames, None);

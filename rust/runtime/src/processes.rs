@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use rustdask_core::message::{Access, Body, Extent, FromWorker, Report, Timings, ToWorker};
 use rustdask_core::scheduler::Config;
-use rustdask_core::{Attempt, CallId, Event, KillReason, Outcome, SegmentId, TaskId, WorkerId, WorkerSpec};
+use rustdask_core::{
+    Attempt, CallId, Event, HostId, KillReason, Outcome, Resources, SegmentId, TaskId, WorkerId, WorkerSpec,
+};
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
 use tokio::io::unix::AsyncFd;
@@ -24,6 +26,7 @@ use crate::fork;
 use crate::group;
 use crate::shm::{Mapping, Segment};
 use crate::store::Store;
+use crate::stored::Shown;
 use crate::template::{Launch, News, Template, WorkerEnds};
 use crate::wire::{append_frame, Inbox, Outbox, Read};
 
@@ -33,6 +36,8 @@ const DEPTH: u32 = 16;
 const TICK: Duration = Duration::from_millis(50);
 /// Unused arguments are kept in shared memory this long.
 const KEEP_ARGUMENTS: Duration = Duration::from_secs(5);
+/// Most descriptors of segments of workers that are kept, to hand them on.
+const MAX_DESCRIPTORS: usize = 4096;
 const SHUT_DOWN: &str = "rustdask was shut down while the call was running";
 /// How long to wait for the template to say how a worker ended.
 const OBITUARY_PATIENCE: Duration = Duration::from_secs(2);
@@ -63,17 +68,79 @@ pub enum Reported {
 pub struct Lease(Arc<Leased>);
 
 struct Leased {
-    mapping: Arc<Mapping>,
+    received: Arc<Received>,
     extent: Extent,
     connection: Weak<Connection>,
-    count: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+    /// Other workers look at it.
+    shown: Mutex<Option<Shown>>,
     /// [`fork::count`] when it was mapped.
     forks: u64,
 }
 
+/// A segment of a worker's.
+struct Received {
+    mapping: Arc<Mapping>,
+    /// While few are kept: each takes a descriptor.
+    segment: Option<Arc<Segment>>,
+    descriptors: Arc<AtomicUsize>,
+}
+
+impl Received {
+    fn new(segment: Segment, descriptors: &Arc<AtomicUsize>) -> io::Result<Self> {
+        let mapping = Arc::new(segment.map(Access::Shared)?);
+        let descriptors = descriptors.clone();
+        let few = descriptors.load(Ordering::Relaxed) < max_descriptors();
+        let segment = few.then(|| {
+            descriptors.fetch_add(1, Ordering::Relaxed);
+            Arc::new(segment)
+        });
+        Ok(Self { mapping, segment, descriptors })
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if self.segment.is_some() {
+            self.descriptors.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A quarter of what the process may have open.
+fn max_descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(MAX_DESCRIPTORS, |limit| (limit / 4).min(MAX_DESCRIPTORS as u64) as usize)
+}
+
 impl Lease {
     pub fn mapping(&self) -> &Arc<Mapping> {
-        &self.0.mapping
+        &self.0.received.mapping
+    }
+
+    /// Let a worker look at it; where it finds it.
+    pub(crate) fn show(&self, to: &Arc<Connection>) -> io::Result<Extent> {
+        let mut shown = self.0.shown.lock().expect("no holder panics");
+        if shown.is_none() {
+            let id = self.0.shared.store.fresh_id();
+            *shown = Some(Shown { id, segment: self.segment()?, to: Vec::new() });
+        }
+        let shown = shown.as_mut().expect("just made");
+        to.announce(shown.id, &shown.segment)?;
+        shown.to.push(Arc::downgrade(to));
+        Ok(Extent { segment: shown.id, ..self.0.extent })
+    }
+
+    /// The worker's, if its descriptor is there, or a copy.
+    fn segment(&self) -> io::Result<Arc<Segment>> {
+        if let Some(segment) = &self.0.received.segment {
+            return Ok(segment.clone());
+        }
+        let extent = self.0.extent;
+        let copy = Segment::create(extent.offset + extent.bytes, None)?;
+        let bytes = self.mapping().copy_range(extent.offset, extent.bytes);
+        copy.fill_at(&bytes.ok_or_else(|| invalid("a result is outside of its segment"))?, extent.offset)?;
+        Ok(Arc::new(copy))
     }
 
     pub fn extent(&self) -> Extent {
@@ -83,11 +150,12 @@ impl Lease {
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.shared.leases.fetch_sub(1, Ordering::Relaxed);
+        let shown = self.shown.get_mut().expect("no holder panics").take();
         let Some(connection) = self.connection.upgrade().filter(|connection| connection.is_ours()) else { return };
         let segment = self.extent.segment;
         // A process that was forked since may still look at it.
-        let reusable = self.forks == fork::count();
+        let reusable = self.forks == fork::count() && shown.is_none();
         let message = if reusable { ToWorker::Recycle { segment } } else { ToWorker::Retire { segment } };
         connection.outbox.send(&message, &[], None);
     }
@@ -112,7 +180,7 @@ pub struct Connection {
     /// 0 until the template has said; -1 once it has been killed.
     pid: AtomicI32,
     /// The worker's segments, by the id it gave them.
-    results: Mutex<HashMap<SegmentId, Arc<Mapping>>>,
+    results: Mutex<HashMap<SegmentId, Arc<Received>>>,
     /// Segments of ours and blobs that it has been told of.
     told: Mutex<Told>,
     memory_limit: AtomicU64,
@@ -126,6 +194,10 @@ struct Told {
     blobs: std::collections::HashSet<u64>,
     /// Blobs that it will be told to forget with its next task.
     forgotten: Vec<u64>,
+    /// Tasks whose results it has.
+    results: std::collections::HashSet<TaskId>,
+    /// Results that it will be told to forget with its next task, or soon.
+    forgotten_results: Vec<TaskId>,
 }
 
 impl Connection {
@@ -149,10 +221,28 @@ impl Connection {
         self.told.lock().expect("no holder panics").blobs.insert(blob)
     }
 
+    /// True the first time that it is asked for this result, since it was last forgotten.
+    pub(crate) fn needs_result(&self, task: TaskId) -> bool {
+        self.told.lock().expect("no holder panics").results.insert(task)
+    }
+
+    fn forget_result(&self, task: TaskId) {
+        let mut told = self.told.lock().expect("no holder panics");
+        if told.results.remove(&task) {
+            told.forgotten_results.push(task);
+        }
+    }
+
     /// What the worker is to be told before its next task.
     pub(crate) fn take_forgotten_frames(&self) -> Vec<u8> {
-        let forgotten = std::mem::take(&mut self.told.lock().expect("no holder panics").forgotten);
+        let (forgotten, results) = {
+            let mut told = self.told.lock().expect("no holder panics");
+            (std::mem::take(&mut told.forgotten), std::mem::take(&mut told.forgotten_results))
+        };
         let mut frames = Vec::new();
+        for task in results {
+            append_frame(&mut frames, &ToWorker::ForgetResult { task }, &[]);
+        }
         for blob in forgotten {
             append_frame(&mut frames, &ToWorker::ForgetBlob { blob: rustdask_core::BlobId(blob) }, &[]);
         }
@@ -167,7 +257,7 @@ impl Connection {
         Some(self.pid.load(Ordering::Acquire)).filter(|pid| *pid > 0)
     }
 
-    fn forget(&self, segment: SegmentId) {
+    pub(crate) fn forget(&self, segment: SegmentId) {
         if self.told.lock().expect("no holder panics").segments.remove(&segment) {
             self.outbox.send(&ToWorker::Unmap { segment }, &[], None);
         }
@@ -187,13 +277,14 @@ impl Connection {
         }
     }
 
-    fn lease(self: &Arc<Self>, extent: Extent, count: &Arc<AtomicUsize>) -> io::Result<Lease> {
-        let mapping = self.results.lock().expect("no holder panics").get(&extent.segment).cloned();
-        let mapping = mapping.filter(|mapping| mapping.range(extent.offset, extent.bytes).is_some());
-        let mapping = mapping.ok_or_else(|| invalid("a worker named memory that it had not announced"))?;
-        count.fetch_add(1, Ordering::Relaxed);
+    fn lease(self: &Arc<Self>, extent: Extent, shared: &Arc<Shared>) -> io::Result<Lease> {
+        let received = self.results.lock().expect("no holder panics").get(&extent.segment).cloned();
+        let received = received.filter(|received| received.mapping.range(extent.offset, extent.bytes).is_some());
+        let received = received.ok_or_else(|| invalid("a worker named memory that it had not announced"))?;
+        shared.leases.fetch_add(1, Ordering::Relaxed);
         let (connection, forks) = (Arc::downgrade(self), fork::count());
-        Ok(Lease(Arc::new(Leased { mapping, extent, connection, count: count.clone(), forks })))
+        let (shared, shown) = (shared.clone(), Mutex::default());
+        Ok(Lease(Arc::new(Leased { received, extent, connection, shared, shown, forks })))
     }
 
     fn remember_stderr(&self, text: &[u8]) {
@@ -221,6 +312,23 @@ struct Worker {
     ready: bool,
 }
 
+/// What the workers of a pool are, together.
+#[derive(Clone, Debug)]
+pub struct ProcessPoolSpec {
+    /// Cores that running tasks may use together.
+    pub core_budget: u32,
+    pub max_workers: u32,
+    /// What tasks of graphs may hold.
+    pub resources: Resources,
+    pub host: Option<HostId>,
+}
+
+impl Default for ProcessPoolSpec {
+    fn default() -> Self {
+        Self { core_budget: 1, max_workers: u32::MAX, resources: Resources::NONE, host: None }
+    }
+}
+
 pub struct ProcessShell<P: Payload> {
     workers: HashMap<WorkerId, Worker>,
     commands: mpsc::UnboundedSender<Command>,
@@ -231,6 +339,7 @@ pub struct ProcessShell<P: Payload> {
     obituary: Option<(WorkerId, Obituary)>,
     start_failure: String,
     stopped: bool,
+    spec: ProcessPoolSpec,
     _payload: std::marker::PhantomData<P>,
 }
 
@@ -252,7 +361,8 @@ impl<P: Payload> Shell for ProcessShell<P> {
         let Some(entry) = self.workers.get_mut(&worker) else { return };
         entry.holds += 1;
         if let Some(parcel) = payload.parcel() {
-            if let Err(error) = parcel.send(&entry.connection, task, attempt, items) {
+            let inputs = payload.inputs();
+            if let Err(error) = parcel.send(&entry.connection, task, attempt, items, inputs.as_deref()) {
                 // No descriptor could be passed: the worker is of no use any more.
                 entry.connection.condemn(format!("could not be sent its arguments: {error}"));
             }
@@ -278,7 +388,15 @@ impl<P: Payload> Shell for ProcessShell<P> {
         }
     }
 
-    fn forget(&mut self, _worker: WorkerId, _task: TaskId) {}
+    fn forget(&mut self, worker: WorkerId, task: TaskId) {
+        if let Some(entry) = self.workers.get(&worker) {
+            entry.connection.forget_result(task);
+        }
+    }
+
+    fn gone(&mut self, task: TaskId) {
+        self.workers.values().for_each(|entry| entry.connection.forget_result(task));
+    }
 
     fn report(&mut self, task: TaskId) -> Option<Delivery> {
         self.report.take_if(|(reported, _)| *reported == task).map(|(_, report)| report)
@@ -320,7 +438,9 @@ pub struct Shared {
     /// Workers that ended in the middle of a task without having been told to.
     deaths: AtomicU64,
     /// Results that are mapped here and not dropped yet.
-    leases: Arc<AtomicUsize>,
+    leases: AtomicUsize,
+    /// Descriptors of segments of workers that are kept, to hand them on.
+    descriptors: Arc<AtomicUsize>,
 }
 
 impl Shared {
@@ -355,14 +475,20 @@ pub struct WorkerInfo {
 pub struct ProcessPool<P: Payload> {
     pub driver: Arc<Driver<ProcessShell<P>>>,
     pub shared: Arc<Shared>,
+    owner: u32,
     commands: mpsc::UnboundedSender<Command>,
     io_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl<P: Payload> ProcessPool<P> {
-    pub fn start(core_budget: u32, launch: Launch, on_output: Box<dyn Fn() + Send + Sync>) -> io::Result<Self> {
+    pub fn start(spec: ProcessPoolSpec, launch: Launch, on_output: Box<dyn Fn() + Send + Sync>) -> io::Result<Self> {
         let (commands, orders) = mpsc::unbounded_channel();
-        let config = Config { core_budget, ..Config::default() };
+        let config = Config {
+            core_budget: spec.core_budget,
+            max_workers: spec.max_workers,
+            start_resources: spec.resources.clone(),
+            ..Config::default()
+        };
         let shell_commands = commands.clone();
         let driver = Driver::new(config, |_| ProcessShell {
             workers: HashMap::new(),
@@ -372,6 +498,7 @@ impl<P: Payload> ProcessPool<P> {
             obituary: None,
             start_failure: String::new(),
             stopped: false,
+            spec,
             _payload: std::marker::PhantomData,
         });
         let shared = Arc::new(Shared {
@@ -381,7 +508,8 @@ impl<P: Payload> ProcessPool<P> {
             idle_timeout: Mutex::default(),
             template_pid: AtomicU64::new(0),
             deaths: AtomicU64::new(0),
-            leases: Arc::default(),
+            leases: AtomicUsize::new(0),
+            descriptors: Arc::default(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let io = Io { driver: driver.clone(), shared: shared.clone(), launch, template: None, awaited: HashMap::new() };
@@ -389,7 +517,8 @@ impl<P: Payload> ProcessPool<P> {
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, io.serve(orders));
         })?;
-        Ok(Self { driver, shared, commands, io_thread: Mutex::new(Some(thread)) })
+        let owner = std::process::id();
+        Ok(Self { driver, shared, owner, commands, io_thread: Mutex::new(Some(thread)) })
     }
 
     /// The connection to send a task on, unless it was taken back or its worker is gone.
@@ -433,6 +562,16 @@ impl<P: Payload> ProcessPool<P> {
                 connection.outbox.send_frames(connection.take_forgotten_frames(), None);
             }
         }
+    }
+
+    /// This is the process that made it, and not one that was forked from that.
+    pub fn is_ours(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    /// A value that tasks took is not needed any more.
+    pub fn forget_result(&self, task: TaskId) {
+        self.connections().iter().for_each(|connection| connection.forget_result(task));
     }
 
     pub fn set_idle_timeout(&self, timeout: Option<Duration>) {
@@ -643,6 +782,7 @@ impl<P: Payload> Io<P> {
     fn look_around(&self) {
         for connection in connections(&self.driver) {
             enforce_memory_limit(&connection);
+            connection.outbox.send_frames(connection.take_forgotten_frames(), None);
         }
         self.retire_idle();
         for segment in self.shared.store.trim(KEEP_ARGUMENTS) {
@@ -802,17 +942,18 @@ impl<P: Payload> Serving<P> {
         while let Some(frame) = inbox.next_frame::<FromWorker>()? {
             match frame.message {
                 FromWorker::Ready => self.ready(),
-                FromWorker::Finished { task, attempt, report, body, buffers, timings } => {
+                FromWorker::Finished { task, attempt, report, body, buffers, timings, kept } => {
                     // What the task printed is read before its end is told.
                     self.drain_output(lines);
                     lines.flush(&self.shared);
                     let delivery = self.delivery(report, body, frame.body, &buffers, timings)?;
-                    self.finished(task, attempt, delivery);
+                    self.finished(task, attempt, delivery, kept);
                 }
                 FromWorker::Returned { task, attempt, kept } => self.returned(task, attempt, kept),
                 FromWorker::Segment { segment, bytes } => {
-                    let mapping = Segment::from_fd(inbox.take_fd()?, bytes).map(Access::Shared)?;
-                    self.connection.results.lock().expect("no holder panics").insert(segment, Arc::new(mapping));
+                    let received = Segment::from_fd(inbox.take_fd()?, bytes);
+                    let received = Arc::new(Received::new(received, &self.shared.descriptors)?);
+                    self.connection.results.lock().expect("no holder panics").insert(segment, received);
                 }
                 FromWorker::Unmap { segment } => {
                     self.connection.results.lock().expect("no holder panics").remove(&segment);
@@ -832,12 +973,12 @@ impl<P: Payload> Serving<P> {
         buffers: &[Extent],
         timings: Timings,
     ) -> io::Result<Delivery> {
-        let count = &self.shared.leases;
+        let shared = &self.shared;
         let buffers =
-            buffers.iter().map(|extent| self.connection.lease(*extent, count)).collect::<io::Result<Vec<_>>>()?;
+            buffers.iter().map(|extent| self.connection.lease(*extent, shared)).collect::<io::Result<Vec<_>>>()?;
         let body = match body {
             Body::Inline => Reported::Inline(inline),
-            Body::InSegment(extent) => Reported::Leased(self.connection.lease(extent, count)?),
+            Body::InSegment(extent) => Reported::Leased(self.connection.lease(extent, shared)?),
         };
         let body_bytes = match &body {
             Reported::Inline(bytes) => bytes.len() as u64,
@@ -853,24 +994,40 @@ impl<P: Payload> Serving<P> {
             if let Some(entry) = state.shell.workers.get_mut(&worker) {
                 entry.ready = true;
                 entry.idle_since = Instant::now();
-                let spec = WorkerSpec { depth: DEPTH, killable: true, ..WorkerSpec::default() };
+                let ProcessPoolSpec { resources, host, .. } = state.shell.spec.clone();
+                let spec = WorkerSpec { depth: DEPTH, killable: true, resources, host, ..WorkerSpec::default() };
                 events.push_back(Event::WorkerJoined { worker, spec });
             }
         });
     }
 
-    fn finished(&self, task: TaskId, attempt: Attempt, delivery: Delivery) {
+    fn finished(&self, task: TaskId, attempt: Attempt, delivery: Delivery, kept: bool) {
         let worker = self.connection.worker;
         let outcome = match &delivery {
             Delivery::Report { report: Report::Results, .. } => Outcome::Ok,
             _ => Outcome::Err,
         };
-        let replaced = self.driver.with(|state, events| {
+        let size_bytes = match &delivery {
+            Delivery::Report { bytes, .. } => *bytes,
+            Delivery::Unsent => 0,
+        };
+        if kept {
+            // Already there: not to be sent.
+            self.connection.needs_result(task);
+        }
+        let garbage = self.driver.with(|state, events| {
             state.shell.released(worker);
-            events.push_back(Event::TaskFinished { worker, task, attempt, outcome, size_bytes: 0 });
-            state.shell.report.replace((task, delivery))
+            events.push_back(Event::TaskFinished { worker, task, attempt, outcome, size_bytes });
+            let delivered = match state.payload(task) {
+                Some(payload) => payload.deliver(attempt, delivery),
+                None => Err(delivery),
+            };
+            match delivered {
+                Ok(garbage) => (Some(garbage), None),
+                Err(delivery) => (None, state.shell.report.replace((task, delivery))),
+            }
         });
-        drop(replaced);
+        drop(garbage);
     }
 
     fn returned(&self, task: TaskId, attempt: Attempt, kept: u32) {

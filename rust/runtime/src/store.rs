@@ -256,6 +256,11 @@ impl Store {
         }
     }
 
+    /// A number that no other segment has.
+    pub fn fresh_id(&self) -> SegmentId {
+        self.lock().fresh_id()
+    }
+
     pub fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
         self.lock().placed.get(&id).map(|placed| placed.segment.clone())
     }
@@ -308,8 +313,7 @@ impl Known {
 
 impl Inner {
     fn insert(&mut self, segment: Segment, folder: Option<&Path>, holders: u32) -> SegmentId {
-        let id = SegmentId(self.next);
-        self.next += 1;
+        let id = self.fresh_id();
         let placed = Placed {
             segment: Arc::new(segment),
             folder: folder.map(Path::to_path_buf),
@@ -320,6 +324,11 @@ impl Inner {
         };
         self.placed.insert(id, placed);
         id
+    }
+
+    fn fresh_id(&mut self) -> SegmentId {
+        self.next += 1;
+        SegmentId(self.next - 1)
     }
 
     fn hold(&mut self, id: SegmentId) {

@@ -139,6 +139,8 @@ impl<P: Payload> Shell for ThreadShell<P> {
     /// What a thread has made is nobody's in particular.
     fn forget(&mut self, _worker: WorkerId, _task: TaskId) {}
 
+    fn gone(&mut self, _task: TaskId) {}
+
     fn report(&mut self, _task: TaskId) -> Option<()> {
         Some(())
     }

@@ -1,0 +1,174 @@
+//! Tasks of graphs, pickled for worker processes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyTuple};
+use rustdask_core::message::Access;
+use rustdask_core::{BlobId, CallId, SegmentId};
+use rustdask_runtime::parcel::{Blob, Contents, Parcel};
+use rustdask_runtime::stored::Stored;
+
+use crate::pools::Processes;
+use crate::transport::{DumpedBlob, OutOfBand, Packing};
+
+/// So many functions of a session are known by their object; beyond, all are pickled anew.
+const MAX_FUNCTIONS: usize = 1024;
+
+/// A task, ready for any worker. What is held for it is let go of with it.
+pub(crate) struct Shipment {
+    pub(crate) parcel: Arc<Parcel>,
+    #[allow(dead_code, reason = "it is there to be dropped")]
+    held: Held,
+    #[allow(dead_code, reason = "they are there to be dropped")]
+    blobs: [Arc<HeldBlob>; 2],
+}
+
+/// Shared memory that is held.
+struct Held {
+    segments: Vec<SegmentId>,
+    pool: Arc<Processes>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.segments.is_empty() && self.pool.is_ours() {
+            self.pool.release(&self.segments);
+        }
+    }
+}
+
+/// A pickle that many tasks refer to. Workers forget it with the last of them.
+struct HeldBlob {
+    blob: Arc<Blob>,
+    held: Held,
+}
+
+impl Drop for HeldBlob {
+    fn drop(&mut self) {
+        if self.held.pool.is_ours() {
+            self.held.pool.forget_blobs(&[self.blob.id.0], self.blob.is_large());
+        }
+    }
+}
+
+/// Pickles the tasks of a session.
+pub(crate) struct Shipping {
+    pool: Arc<Processes>,
+    call: CallId,
+    /// A `GraphSerializer`.
+    serializer: Py<PyAny>,
+    memory_limit: u64,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// By address; the object is kept, so that nothing else can have that.
+    functions: HashMap<usize, (Py<PyAny>, Arc<HeldBlob>)>,
+    settings: Option<Arc<HeldBlob>>,
+}
+
+impl Shipping {
+    pub(crate) fn new(pool: Arc<Processes>, call: CallId, serializer: Py<PyAny>, memory_limit: u64) -> Self {
+        Self { pool, call, serializer, memory_limit, known: Mutex::default() }
+    }
+
+    /// Before a submission: what workers are to be like for it.
+    pub(crate) fn settings(&self, py: Python<'_>) -> PyResult<()> {
+        let dumped: DumpedBlob<'_> = self.serializer.bind(py).call_method0(intern!(py, "settings"))?.extract()?;
+        let mut known = self.lock();
+        if known.settings.as_ref().is_some_and(|settings| settings.blob.id.0 == dumped.0) {
+            return Ok(());
+        }
+        drop(known);
+        let settings = Arc::new(self.blob(py, dumped)?);
+        known = self.lock();
+        let before = known.settings.replace(settings);
+        drop(known);
+        drop(before);
+        Ok(())
+    }
+
+    /// `plain`: its arguments are of types that pickle needs no help with.
+    pub(crate) fn ship<'py>(
+        &self,
+        py: Python<'py>,
+        function: &Bound<'py, PyAny>,
+        arguments: Bound<'py, PyTuple>,
+        plain: bool,
+    ) -> PyResult<Shipment> {
+        let function = self.function(py, function)?;
+        let settings = self.lock().settings.clone().expect("made before a submission");
+        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let contents = if plain {
+            let dumps = py.import(intern!(py, "pickle"))?.getattr(intern!(py, "dumps"))?;
+            let pickle = dumps.call1((arguments, 5))?.cast_into::<PyBytes>()?;
+            self.pack(py, &pickle, &[], &mut held)?
+        } else {
+            let dumped = self.serializer.bind(py).call_method1(intern!(py, "arguments"), (arguments,))?;
+            let (pickle, buffers): (Bound<'_, PyBytes>, Vec<OutOfBand<'_>>) = dumped.extract()?;
+            self.pack(py, &pickle, &buffers, &mut held)?
+        };
+        let blobs = [settings, function];
+        let parcel = Parcel {
+            call: self.call,
+            contents,
+            blobs: blobs.iter().map(|held| held.blob.clone()).collect(),
+            memory_limit: self.memory_limit,
+        };
+        Ok(Shipment { parcel: Arc::new(parcel), held, blobs })
+    }
+
+    /// A value of this process, as workers get it. Also what is held for it.
+    pub(crate) fn place(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Stored> {
+        let dumped = self.serializer.bind(py).call_method1(intern!(py, "arguments"), (value,))?;
+        let (pickle, buffers): (Bound<'_, PyBytes>, Vec<OutOfBand<'_>>) = dumped.extract()?;
+        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let contents = self.pack(py, &pickle, &buffers, &mut held)?;
+        held.segments.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
+        Ok(Stored::Placed { contents, held: Box::new(held) })
+    }
+
+    fn function<'py>(&self, py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Arc<HeldBlob>> {
+        let key = function.as_ptr() as usize;
+        if let Some((_, blob)) = self.lock().functions.get(&key) {
+            return Ok(blob.clone());
+        }
+        let dumped = self.serializer.bind(py).call_method1(intern!(py, "function"), (function,))?;
+        let blob = Arc::new(self.blob(py, dumped.extract()?)?);
+        let mut known = self.lock();
+        let full = known.functions.len() >= MAX_FUNCTIONS;
+        let before = if full { std::mem::take(&mut known.functions) } else { HashMap::new() };
+        known.functions.insert(key, (function.clone().unbind(), blob.clone()));
+        drop(known);
+        drop(before);
+        Ok(blob)
+    }
+
+    fn blob<'py>(&self, py: Python<'py>, (id, _, pickle, buffers): DumpedBlob<'py>) -> PyResult<HeldBlob> {
+        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let contents = self.pack(py, &pickle, &buffers, &mut held)?;
+        // Workers keep what they have unpickled of it.
+        held.segments.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
+        Ok(HeldBlob { blob: Arc::new(Blob { id: BlobId(id), contents }), held })
+    }
+
+    fn pack<'py>(
+        &self,
+        py: Python<'py>,
+        pickle: &Bound<'py, PyBytes>,
+        buffers: &[OutOfBand<'py>],
+        held: &mut Held,
+    ) -> PyResult<Contents> {
+        let store = &self.pool.shared.store;
+        let packing = Packing { py, store, call: self.call, folder: None, access: &|_| Access::CopyOnWrite };
+        Ok(packing.pack(pickle, buffers, &mut held.segments)?.contents)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().expect("no holder panics")
+    }
+}
