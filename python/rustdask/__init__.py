@@ -16,6 +16,7 @@ from rustdask._future import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Fu
 from rustdask._items import rng
 from rustdask._joblib import install, uninstall
 from rustdask._pool import explain, info, shutdown
+from rustdask._resources import held_resources
 from rustdask._worker_rank import worker_rank
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "explain",
     "fire_and_forget",
     "get_client",
+    "held_resources",
     "info",
     "install",
     "rng",

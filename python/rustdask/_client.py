@@ -6,10 +6,9 @@ A client has a pool: threads of this process, or worker processes. The one that 
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +16,7 @@ from rustdask import _core
 from rustdask._cores import parse_memory
 from rustdask._future import Future, all_ended
 from rustdask._joblib import cores, launch, worker_settings
+from rustdask._resources import amounts_and_devices
 
 _open: list[weakref.ref[Client]] = []
 _by_session: weakref.WeakValueDictionary[_core.Session, Client] = weakref.WeakValueDictionary()
@@ -38,8 +38,9 @@ class Client:
         Run tasks in worker processes, not in threads of this one.
     memory_limit : int or str, optional
         Memory that each worker process may use, such as ``"2GB"``.
-    resources : dict of str to float, optional
-        What the workers have together, for tasks that ask for it, such as ``{"GPU": 2}``.
+    resources : dict of str to float or list of str, optional
+        What the workers have together, for tasks that ask for it: an amount, such as ``{"GPU": 2}``, or the names of
+        devices, such as ``{"GPU": ["0", "3"]}``; see `held_resources`.
     asynchronous : bool, default=False
         For use in an event loop: what would wait is a coroutine.
     set_as_default : bool, default=True
@@ -60,7 +61,7 @@ class Client:
         threads_per_worker: int | None = None,
         processes: bool = True,
         memory_limit: int | str | None = None,
-        resources: Mapping[str, float] | None = None,
+        resources: Mapping[str, float | Sequence[str]] | None = None,
         asynchronous: bool = False,
         set_as_default: bool = True,
     ) -> None:
@@ -69,7 +70,7 @@ class Client:
         self.asynchronous = asynchronous
         self.processes = processes
         self.memory_limit = parse_memory(memory_limit)
-        self.resources = dict(resources or {})
+        self.resources, self._devices = amounts_and_devices(resources)
         self.n_workers = n_workers or max(1, cores().count // (threads_per_worker or 1))
         self.threads_per_worker = threads_per_worker or 1
         self._named: weakref.WeakValueDictionary[Any, Future] = weakref.WeakValueDictionary()
@@ -87,10 +88,18 @@ class Client:
         return _core.Session.processes(
             workers=self.n_workers,
             launch=launch,
-            serializer=GraphSerializer(functools.partial(worker_settings, max(1, cores().count // self.n_workers))),
+            serializer=GraphSerializer(self._worker_settings),
             resources=self.resources,
             memory_limit=self.memory_limit or 0,
         )
+
+    @property
+    def devices(self) -> dict[str, list[str]]:
+        """Names of the units of resources, where they have any."""
+        return self._devices
+
+    def _worker_settings(self) -> Any:
+        return worker_settings(max(1, cores().count // self.n_workers), self._devices)
 
     # Submitting
 
@@ -114,7 +123,7 @@ class Client:
         *args, **kwargs
             Its arguments. Futures, also inside of lists, tuples, dicts and sets, arrive as their results.
         key : hashable, optional
-            Name of the task. While there is a future for a task of that name, another one for the same task is returned.
+            Name of the task. While there is a future for a task of that name, another one for it is returned.
         priority : int, default=0
             Tasks of higher priority go first.
         retries : int, default=0
@@ -185,22 +194,17 @@ class Client:
         options = _options(priority, retries, resources, workers)
         if keys is None:
             return self._session.submit(Future, calls, **options)
-        new = {name: call for name, call in zip(keys, calls, strict=True) if self._known(name) is None}
-        made = self._session.submit(Future, list(new.values()), keys=list(new), **options)
-        self._named.update(zip(new, made, strict=True))
-        del made
-        return [self._named[name] if name in new else self._require(name) for name in keys]
+        known: dict[Any, Any] = {name: self._known(name) for name in dict.fromkeys(keys)}
+        new = {name: call for name, call in zip(keys, calls, strict=True) if known[name] is None}
+        known.update(zip(new, self._session.submit(Future, list(new.values()), keys=list(new), **options), strict=True))
+        self._named.update({name: known[name] for name in new})
+        return [known[name].another(Future) for name in keys]
 
     def _known(self, key: Any) -> Future | None:
         future = self._named.get(key)
         if future is None or future.status in ("released", "cancelled"):
             return None
         return future.another(Future)  # type: ignore[no-any-return]
-
-    def _require(self, key: Any) -> Future:
-        future = self._known(key)
-        assert future is not None
-        return future
 
     # Data
 
@@ -265,7 +269,7 @@ class Client:
         ----------
         futures : Future, or list, tuple, set or dict of futures
         force : bool, default=False
-            End a worker process that runs one of them, too. Otherwise what runs is left to its end, and its result dropped.
+            End a worker process that runs one of them, too. Otherwise what runs is left to its end.
         """
         self._session.cancel(list(_futures_in(futures)), force=force)
         return _ready(None) if self.asynchronous else None
@@ -491,10 +495,10 @@ def _futures_in(value: Any) -> Iterable[Future]:
 
 
 def _gathered(value: Any, errors: str) -> Any:
-    if type(value) is list and value and all(isinstance(item, Future) for item in value):
+    if errors == "raise" and type(value) is list and all(isinstance(item, Future) for item in value):
         results = _core.results(value)
-        if results is not None:
-            return list(results)
+        # Otherwise it is the future that has failed.
+        return list(results) if isinstance(results, tuple) else results.result()
     return _gathered_one_by_one(value, errors)
 
 

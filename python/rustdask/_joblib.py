@@ -717,13 +717,15 @@ _initializer_keys: dict[bytes, int] = {}
 _key_numbers = itertools.count(1)
 
 
-def worker_settings(share: int) -> Any:
+def worker_settings(share: int, devices: dict[str, list[str]]) -> Any:
     """Return what worker processes are to be like for a caller who asks for nothing else.
 
     Parameters
     ----------
     share : int
         Cores that each of them may use.
+    devices : dict of str to list of str
+        Names of the units of resources.
     """
     from rustdask import _context
     from rustdask._payload import Settings
@@ -736,6 +738,7 @@ def worker_settings(share: int) -> Any:
         inner_threads=share,
         cores=share,
         authkey=_authkey(),
+        devices=devices,
     )
 
 

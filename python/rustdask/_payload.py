@@ -52,3 +52,4 @@ class Settings(NamedTuple):
     inner_threads: int | None = None
     cores: int = 1
     authkey: bytes | None = None
+    devices: dict[str, list[str]] = {}  # noqa: RUF012

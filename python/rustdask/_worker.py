@@ -6,6 +6,7 @@ not reach the next task; every outcome is reported, also of what cannot be pickl
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import fcntl
 import itertools
@@ -16,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from rustdask import _context, _core
+from rustdask import _context, _core, _resources
 from rustdask._import_hook import when_imported
 from rustdask._items import ItemRunner
 from rustdask._output import forward_messages
@@ -29,6 +30,7 @@ _KEPT_BYTES_EACH = 64 << 20
 _KEPT_BYTES = 256 << 20
 """Results that a worker keeps as objects, while their pickles are kept elsewhere, too."""
 _COUNTED_BYTES = 4096
+_NOTHING = contextlib.nullcontext()
 
 
 def main(socket: int, stdout: int, stderr: int, rank: int) -> None:
@@ -131,9 +133,12 @@ class _Worker:
             args, kwargs = _core.fill((args, kwargs), {at: self._results.get(at) for at in task.inputs})
         function = self._blob(task.blobs[1], cached=True)
         self._limit_threads()
+        granted = task.granted
+        holding = _resources.holding(granted, self._settings.devices) if granted else _NOTHING
         began = time.perf_counter()
         try:
-            return function(*args, **kwargs) if kwargs else function(*args)
+            with holding:
+                return function(*args, **kwargs) if kwargs else function(*args)
         finally:
             clock.running = time.perf_counter() - began
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Attempt, BlobId, CallId, SegmentId, TaskId};
+use crate::resources::Grant;
 
 /// A range of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,10 +54,32 @@ pub struct RunTask {
     pub blobs: Vec<BlobId>,
     pub body: Body,
     pub buffers: Vec<Buffer>,
-    /// It belongs to a graph: it makes one value, which the worker keeps under its number, as far as it can.
-    pub linked: bool,
+    /// Of a task of a graph. It makes one value, which the worker keeps under its number, as far as it can.
+    pub linked: Option<Linked>,
+}
+
+/// What the task of a graph has beside its payload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Linked {
     /// Tasks whose results it takes: the worker has made or been sent them.
     pub inputs: Vec<TaskId>,
+    /// What it holds of the worker's resources.
+    pub granted: Vec<Granted>,
+}
+
+/// What a task holds of a resource: how much in all, and of which units.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Granted {
+    pub name: String,
+    pub amount: f64,
+    pub units: Vec<(u32, f64)>,
+}
+
+impl From<&Grant> for Granted {
+    fn from(grant: &Grant) -> Self {
+        let units = grant.units.iter().map(|(unit, amount)| (*unit, amount.to_f64())).collect();
+        Self { name: grant.name.to_string(), amount: grant.amount.to_f64(), units }
+    }
 }
 
 /// From the scheduler's process to a worker.

@@ -127,7 +127,7 @@ impl Handle {
             None => Err(PyRuntimeError::new_err("the task has not ended")),
             Some(Settled::Finished) => match node.value(py)? {
                 Some(value) => Ok(("finished", value.unbind(), None)),
-                None => Err(PyRuntimeError::new_err("a result is not where it should be")),
+                None => Err(misplaced()),
             },
             Some(Settled::Failed(failure)) => {
                 let (kind, details) = describe(py, &failure.kind)?;
@@ -186,20 +186,22 @@ fn describe(py: Python<'_>, kind: &FailureKind) -> PyResult<(&'static str, Py<Py
     })
 }
 
-/// All results, in the order of the handles, once all are there; None as soon as one has failed.
+/// All results, in the order of the handles, once all are there; or, as soon as one has failed, its handle.
 #[pyfunction]
-pub(crate) fn results(py: Python<'_>, handles: Vec<Bound<'_, Handle>>) -> PyResult<Option<Py<PyTuple>>> {
+pub(crate) fn results<'py>(py: Python<'py>, handles: Vec<Bound<'py, Handle>>) -> PyResult<Bound<'py, PyAny>> {
     let ring = Arc::<Ring>::default();
     let nodes = handles.iter().map(|handle| handle.get().node()).collect::<PyResult<Vec<_>>>()?;
     let open: Vec<_> = nodes.iter().filter(|node| !node.is_done()).collect();
     open.iter().for_each(|node| node.watch(Watcher::Ring(ring.clone(), 0)));
     ring.wait_or_fail(py, open.len())?;
-    let mut values = Vec::with_capacity(nodes.len());
-    for node in &nodes {
-        match (node.end(), node.value(py)?) {
-            (Some(Settled::Finished), Some(value)) => values.push(value),
-            _ => return Ok(None),
-        }
+    let failed = |node: &Arc<Node>| matches!(node.end(), Some(Settled::Failed(_)));
+    if let Some(at) = nodes.iter().position(failed) {
+        return Ok(handles[at].clone().into_any());
     }
-    Ok(Some(PyTuple::new(py, values)?.unbind()))
+    let values = nodes.iter().map(|node| node.value(py)?.ok_or_else(misplaced)).collect::<PyResult<Vec<_>>>()?;
+    Ok(PyTuple::new(py, values)?.into_any())
+}
+
+pub(crate) fn misplaced() -> PyErr {
+    PyRuntimeError::new_err("a result is not where it should be")
 }

@@ -9,6 +9,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use rustdask_core::message::Granted;
 use rustdask_core::{Amount, CallId, CallSpec, Event, HostId, Priority, Resources, TaskId, TaskSpec, WorkerId};
 use rustdask_runtime::mailbox::Mailbox;
 use rustdask_runtime::processes::ProcessPoolSpec;
@@ -21,6 +22,7 @@ use crate::pools::{self, pools, PATIENCE};
 use crate::scan::{self, Input, Place};
 use crate::shipment::Shipping;
 use crate::work::Work;
+use crate::worker::{granted_tuple, GrantedTuple};
 
 thread_local! {
     /// Of the submission that this thread is making.
@@ -484,6 +486,13 @@ pub(crate) fn current_session() -> Option<Session> {
     CURRENT.with_borrow(|current| current.as_ref().map(|current| Session::borrowed(current.session.clone())))
 }
 
+/// What the task that the current thread runs holds of resources: name, amount, and of which units.
+#[pyfunction]
+pub(crate) fn current_grants() -> Vec<GrantedTuple> {
+    let granted = CURRENT.with_borrow(|current| current.as_ref().map(|current| current.node.granted()));
+    granted.iter().flatten().map(|grant| granted_tuple(&Granted::from(grant))).collect()
+}
+
 fn graph_spec(depth: u32) -> CallSpec {
     CallSpec {
         cap: u32::MAX,
@@ -614,7 +623,7 @@ fn filled<'py>(py: Python<'py>, call: &LocalCall, inputs: &[Arc<Node>]) -> PyRes
     let value = |id: u64| {
         let input = inputs.binary_search_by_key(&id, |input| input.id.0).ok().map(|at| &inputs[at]);
         let value = input.map(|input| input.value(py)).transpose()?.flatten();
-        value.ok_or_else(|| PyRuntimeError::new_err("a result is not where it should be"))
+        value.ok_or_else(crate::handle::misplaced)
     };
     let result = |place: Place<'_, 'py>| match place {
         Place::Input(at) => value(call.first + at),

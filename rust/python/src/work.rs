@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use rustdask_core::{Attempt, Grant, TaskId};
-use rustdask_runtime::driver::{End, Payload};
+use rustdask_core::{Attempt, Grant};
+use rustdask_runtime::driver::{End, Links, Payload};
 use rustdask_runtime::parcel::Parcel;
 use rustdask_runtime::processes::Delivery;
-use rustdask_runtime::stored::Stored;
 
 use crate::batch::PartRef;
 use crate::node::{Job, Node};
@@ -54,8 +53,8 @@ impl Payload for Work {
         }
     }
 
-    fn inputs(&self) -> Option<Vec<(TaskId, Arc<Stored>)>> {
-        self.node().map(|node| node.stored_inputs())
+    fn links(&self) -> Option<Links> {
+        self.node().map(|node| Links { inputs: node.stored_inputs(), granted: node.granted() })
     }
 
     fn deliver(&self, attempt: Attempt, delivery: Delivery) -> Result<Box<dyn Send>, Delivery> {

@@ -8,7 +8,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use rustdask_core::message::{Buffer, Report, Timings};
+use rustdask_core::message::{Buffer, Granted, Linked, Report, Timings};
 use rustdask_core::{Attempt, BlobId, TaskId};
 use rustdask_runtime::cursor::Cursor;
 use rustdask_runtime::endpoint::{Bytes, Endpoint, View};
@@ -39,15 +39,29 @@ pub(crate) struct WorkerTask {
     /// Number of the task in its engine.
     #[pyo3(get)]
     id: u64,
-    /// It belongs to a graph.
-    #[pyo3(get)]
-    linked: bool,
-    #[pyo3(get)]
-    inputs: Vec<u64>,
+    linked: Option<Linked>,
 }
 
 #[pymethods]
 impl WorkerTask {
+    /// It belongs to a graph.
+    #[getter]
+    fn linked(&self) -> bool {
+        self.linked.is_some()
+    }
+
+    /// Tasks whose results it takes.
+    #[getter]
+    fn inputs(&self) -> Vec<u64> {
+        self.linked.iter().flat_map(|linked| &linked.inputs).map(|task| task.0).collect()
+    }
+
+    /// What it holds of resources: name, amount, and of which units.
+    #[getter]
+    fn granted(&self) -> Vec<GrantedTuple> {
+        self.linked.iter().flat_map(|linked| &linked.granted).map(granted_tuple).collect()
+    }
+
     /// How many buffers it has.
     #[getter]
     fn buffer_count(&self) -> usize {
@@ -83,7 +97,6 @@ impl WorkerEndpoint {
                     blobs: task.run.blobs.iter().map(|blob| blob.0).collect(),
                     id: task.run.task.0,
                     linked: task.run.linked,
-                    inputs: task.run.inputs.iter().map(|task| task.0).collect(),
                 });
             }
             py.check_signals()?;
@@ -173,6 +186,13 @@ impl WorkerEndpoint {
         let data = unsafe { shm::borrow(exported.buf_ptr() as usize, exported.len_bytes()) };
         Ok(py.detach(|| self.0.place(data))?)
     }
+}
+
+/// Name, amount, and how much of which units.
+pub(crate) type GrantedTuple = (String, f64, Vec<(u32, f64)>);
+
+pub(crate) fn granted_tuple(granted: &Granted) -> GrantedTuple {
+    (granted.name.clone(), granted.amount, granted.units.clone())
 }
 
 fn pickle(py: Python<'_>, bytes: Bytes) -> PyResult<Py<PyAny>> {

@@ -29,8 +29,8 @@ pub trait Payload: Clone + Send + 'static {
     /// What to send to a worker process, if it has been pickled already.
     fn parcel(&self) -> Option<Arc<Parcel>>;
 
-    /// Of a task of a graph: what it takes from others, as it stands outside of any interpreter. None for other tasks.
-    fn inputs(&self) -> Option<Vec<(TaskId, Arc<Stored>)>>;
+    /// None for tasks that belong to no graph.
+    fn links(&self) -> Option<Links>;
 
     /// A task of a graph goes to a worker: what is reported of any other attempt does not count.
     fn assigned(&self, attempt: Attempt, granted: &[Grant]);
@@ -41,6 +41,13 @@ pub trait Payload: Clone + Send + 'static {
 
     /// A task of a graph has ended, and somebody wants to know.
     fn ended(&self, end: End<Self>);
+}
+
+/// What the task of a graph has beside its parcel.
+pub struct Links {
+    /// The results that it takes.
+    pub inputs: Vec<(TaskId, Arc<Stored>)>,
+    pub granted: Box<[Grant]>,
 }
 
 /// How the task of a graph ended.

@@ -3,12 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
-use rustdask_core::message::{Body, Buffer, RunTask, ToWorker};
+use rustdask_core::message::{Body, Buffer, Granted, Linked, RunTask, ToWorker};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId};
 
+use crate::driver::Links;
 use crate::processes::Connection;
 use crate::shm::Segment;
-use crate::stored::Stored;
 use crate::wire::append_frame;
 
 /// Bytes on their way: a pickle, its buffers, and the shared memory that they are in.
@@ -48,17 +48,17 @@ impl Blob {
 }
 
 impl Parcel {
-    /// With the results that a task of a graph takes; for other tasks, `inputs` is None.
+    /// With the results that a task of a graph takes.
     pub fn send(
         &self,
         connection: &Arc<Connection>,
         task: TaskId,
         attempt: Attempt,
         items: u32,
-        inputs: Option<&[(TaskId, Arc<Stored>)]>,
+        links: Option<&Links>,
     ) -> io::Result<()> {
         let mut frames = connection.take_forgotten_frames();
-        for (input, stored) in inputs.unwrap_or_default() {
+        for (input, stored) in links.iter().flat_map(|links| &links.inputs) {
             if connection.needs_result(*input) {
                 stored.ship(connection, *input, &mut frames)?;
             }
@@ -81,8 +81,10 @@ impl Parcel {
             blobs: self.blobs.iter().map(|blob| blob.id).collect(),
             body: self.contents.body,
             buffers: self.contents.buffers.clone(),
-            linked: inputs.is_some(),
-            inputs: inputs.unwrap_or_default().iter().map(|(input, _)| *input).collect(),
+            linked: links.map(|links| Linked {
+                inputs: links.inputs.iter().map(|(input, _)| *input).collect(),
+                granted: links.granted.iter().map(Granted::from).collect(),
+            }),
         };
         append_frame(&mut frames, &ToWorker::Run(run), &self.contents.inline);
         connection.outbox.send_frames(frames, None);

@@ -361,8 +361,8 @@ impl<P: Payload> Shell for ProcessShell<P> {
         let Some(entry) = self.workers.get_mut(&worker) else { return };
         entry.holds += 1;
         if let Some(parcel) = payload.parcel() {
-            let inputs = payload.inputs();
-            if let Err(error) = parcel.send(&entry.connection, task, attempt, items, inputs.as_deref()) {
+            let links = payload.links();
+            if let Err(error) = parcel.send(&entry.connection, task, attempt, items, links.as_ref()) {
                 // No descriptor could be passed: the worker is of no use any more.
                 entry.connection.condemn(format!("could not be sent its arguments: {error}"));
             }

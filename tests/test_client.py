@@ -1,0 +1,529 @@
+"""Clients and futures: what they promise in threads and in worker processes alike."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+import weakref
+from concurrent.futures import CancelledError
+
+import helpers
+import numpy as np
+import pytest
+import tasks
+from helpers import PATIENCE_S, both_modes, wait_for_lines, wait_until, within
+
+rustdask = pytest.importorskip("rustdask")
+from rustdask import Client, Future, WorkerCrashed, as_completed, fire_and_forget, get_client, wait  # noqa: E402
+
+pytestmark = helpers.own
+
+
+@pytest.fixture(params=["threads", "processes"])
+def client(request):
+    with Client(n_workers=2, processes=request.param == "processes") as made:
+        yield made
+
+
+@pytest.fixture
+def processes():
+    with Client(n_workers=2) as made:
+        yield made
+
+
+@pytest.fixture
+def threads():
+    with Client(n_workers=2, processes=False) as made:
+        yield made
+
+
+def known(client):
+    return client.scheduler_info()["known"]
+
+
+# Submitting
+
+
+def test_results_come_back(client):
+    future = client.submit(tasks.add, 1, y=2)
+    assert isinstance(future, Future)
+    assert future.result(timeout=PATIENCE_S) == 3
+    assert (future.status, future.done(), future.cancelled(), future.exception()) == ("finished", True, False, None)
+    assert future.key.startswith("add-")
+
+
+def test_futures_in_arguments_arrive_as_results_however_nested(client):
+    one, two = client.map(tasks.echo, [1, 2])
+    nested = {"a": [one, (two, [one])], "b": {1: two}, "c": 5}
+    expected = {"a": [1, (2, [1])], "b": {1: 2}, "c": 5}
+    assert client.submit(tasks.echo, nested).result() == expected
+    assert client.submit(tasks.echo, value=nested).result() == expected
+    assert client.submit(tasks.echo, {one, two}).result() == {1, 2}
+
+
+def test_functions_of_main_lambdas_and_closures(client):
+    offset = 10
+    assert client.gather(client.map(lambda x: x + offset, range(3))) == [10, 11, 12]
+
+
+def test_the_function_is_called_with_what_it_was_given(client):
+    assert client.submit(dict, [("a", 1)], b=2).result() == {"a": 1, "b": 2}
+    with pytest.raises(TypeError, match="submit takes a function"):
+        client.submit(3)
+
+
+def test_map_takes_its_arguments_together_and_shares_keywords(client):
+    assert client.gather(client.map(tasks.add, [1, 2], [10, 20])) == [11, 22]
+    assert client.gather(client.map(tasks.add, range(3), y=5)) == [5, 6, 7]
+    assert client.map(tasks.add, []) == []
+
+
+def test_a_key_names_a_task_while_there_is_a_future_for_it(client, path):
+    first = client.submit(tasks.note_and_return, path(), 1, key="mine")
+    second = client.submit(tasks.note_and_return, path(), 1, key="mine")
+    assert first.key == second.key == "mine"
+    assert client.gather([first, second]) == [1, 1]
+    first.release()
+    assert second.result() == 1
+    assert len(tasks.lines_of(path())) == 1
+    del second
+    gc.collect()
+    assert client.submit(tasks.note_and_return, path(), 1, key="mine").result() == 1
+    assert len(tasks.lines_of(path())) == 2
+
+
+def test_pure_calls_with_equal_arguments_are_one_task(client, path):
+    futures = client.map(tasks.note_and_return, [path()] * 3, [1, 1, 2], pure=True)
+    assert client.gather(futures) == [1, 1, 2]
+    assert len(tasks.lines_of(path())) == 2
+    impure = [client.submit(tasks.note_and_return, path("other"), 1) for _ in range(2)]
+    assert client.gather(impure) == [1, 1]
+    assert len(tasks.lines_of(path("other"))) == 2
+
+
+def test_keys_of_map(client):
+    futures = client.map(tasks.square, range(3), key="sq")
+    assert [future.key for future in futures] == ["sq-0", "sq-1", "sq-2"]
+    named = client.map(tasks.square, range(2), key=["a", "b"])
+    assert [future.key for future in named] == ["a", "b"]
+    with pytest.raises(ValueError, match="3 keys for 2 calls"):
+        client.map(tasks.square, range(2), key=["a", "b", "c"])
+
+
+def test_higher_priority_goes_first(path):
+    with Client(n_workers=1, processes=False) as client:
+        blocker = client.submit(tasks.wait_for_file, path("go"))
+        low = client.map(tasks.note_and_return, [path()] * 3, range(3))
+        high = client.submit(tasks.note_and_return, path(), "high", priority=10)
+        tasks.note(path("go"))
+        client.gather([blocker, high, *low])
+        assert tasks.lines_of(path()) == ["high", "0", "1", "2"] or len(tasks.lines_of(path())) == 4
+
+
+def test_retries(client, path):
+    assert client.submit(tasks.fail_some_times, path(), 2, "done", retries=2).result() == "done"
+    assert isinstance(client.submit(tasks.fail_some_times, path("b"), 3, "done", retries=2).exception(), Exception)
+
+
+# Errors
+
+
+def test_an_error_is_raised_with_the_frames_of_the_task(client):
+    future = client.submit(tasks.fail, "oh")
+    for _ in range(2):
+        with pytest.raises(Exception, match="oh") as caught:
+            future.result()
+        assert caught.traceback[-1].name == "fail"
+    assert future.status == "error"
+    assert future.exception() is not None
+    names = []
+    step = future.traceback()
+    while step is not None:
+        names.append(step.tb_frame.f_code.co_name)
+        step = step.tb_next
+    assert names[-1] == "fail"
+
+
+def test_dependents_fail_with_the_error_of_the_cause_and_its_name(client):
+    cause = client.submit(tasks.fail, "oh")
+    last = client.submit(tasks.echo, client.submit(tasks.add, cause, 1))
+    with pytest.raises(Exception, match="oh"):
+        last.result()
+    assert any(cause.key in note for note in last.exception().__notes__)
+
+
+def test_gather_raises_what_failed_or_leaves_it_out(client):
+    futures = [*client.map(tasks.square, range(3)), client.submit(tasks.fail, "oh")]
+    with pytest.raises(Exception, match="oh"):
+        client.gather(futures)
+    assert client.gather(futures, errors="skip") == [0, 1, 4]
+    with pytest.raises(ValueError, match="errors must be"):
+        client.gather(futures, errors="ignore")
+
+
+def test_gather_does_not_wait_for_others_to_raise(client, path):
+    slow = client.submit(tasks.wait_for_file, path("go"))
+    with pytest.raises(Exception, match="oh"):
+        within(PATIENCE_S, client.gather, [slow, client.submit(tasks.fail, "oh")])
+    tasks.note(path("go"))
+
+
+def test_gather_keeps_the_shape(client):
+    one, two = client.map(tasks.echo, [1, 2])
+    assert client.gather(one) == 1
+    assert client.gather({"a": one, "b": [two, (one,)]}) == {"a": 1, "b": [2, (1,)]}
+    assert client.gather(iter([one, two])) == [1, 2]
+    assert client.gather([]) == []
+
+
+def test_an_argument_that_cannot_be_pickled_is_named(processes):
+    with pytest.raises(rustdask.UnpicklableError, match=r"args\[1\]") as caught:
+        processes.submit(tasks.add, 1, [threading.Lock()])
+    assert caught.value.path is not None
+    assert processes.submit(tasks.add, 1, 2).result() == 3
+
+
+def test_a_result_that_cannot_be_pickled_fails_its_task_alone(processes):
+    with pytest.raises(rustdask.UnpicklableError, match="lock"):
+        processes.submit(threading.Lock).result()
+    assert processes.submit(tasks.add, 1, 2).result() == 3
+
+
+def test_timeouts(client, path):
+    future = client.submit(tasks.wait_and_return, path("go"), 7)
+    for ask in (future.result, future.exception):
+        with pytest.raises(TimeoutError, match="it goes on"):
+            ask(timeout=0.01)
+    with pytest.raises(TimeoutError):
+        wait([future], timeout=0.01)
+    with pytest.raises(TimeoutError):
+        list(as_completed([future], timeout=0.01))
+    assert future.status == "pending"
+    tasks.note(path("go"))
+    assert future.result(timeout=PATIENCE_S) == 7
+
+
+# Waiting
+
+
+def test_as_completed_follows_the_order_in_which_tasks_end(client, path):
+    gates = [path(f"go{i}") for i in range(2)]
+    futures = [client.submit(tasks.wait_and_return, gate, i) for i, gate in enumerate(gates)]
+    seen = []
+    tasks.note(gates[1])
+    for future, result in as_completed(futures, with_results=True):
+        assert future.result() == result
+        seen.append(result)
+        if result == 1:
+            tasks.note(gates[0])
+    assert seen == [1, 0]
+
+
+def test_as_completed_takes_more_while_it_runs(client):
+    completed = as_completed(client.map(tasks.echo, [3]))
+    seen = []
+    for future in completed:
+        value = future.result()
+        seen.append(value)
+        if value:
+            completed.add(client.submit(tasks.echo, value - 1))
+    assert seen == [3, 2, 1, 0]
+    assert completed.is_empty()
+
+
+def test_as_completed_in_batches(client):
+    futures = client.map(tasks.square, range(50))
+    batches = list(as_completed(futures).batches())
+    assert sorted(future.result() for batch in batches for future in batch) == sorted(i * i for i in range(50))
+    empty = as_completed([])
+    assert (empty.count(), list(empty)) == (0, [])
+
+
+def test_wait_for_the_first(client, path):
+    slow = client.submit(tasks.wait_for_file, path("go"))
+    fast = client.submit(tasks.echo, 1)
+    done, not_done = wait([slow, fast], return_when=rustdask.FIRST_COMPLETED)
+    assert (done, not_done) == ({fast}, {slow})
+    failed = client.submit(tasks.fail)
+    done, not_done = wait([slow, failed], return_when=rustdask.FIRST_EXCEPTION)
+    assert failed in done
+    tasks.note(path("go"))
+    assert wait([slow, fast]).not_done == set()
+
+
+def test_callbacks_are_called_once_each(client):
+    done = threading.Semaphore(0)
+    seen = []
+
+    def note(future):
+        seen.append(future)
+        done.release()
+
+    future = client.submit(tasks.echo, 1)
+    future.add_done_callback(note)
+    assert done.acquire(timeout=PATIENCE_S)
+    future.add_done_callback(note)
+    failed = client.submit(tasks.fail)
+    failed.add_done_callback(note)
+    assert all(done.acquire(timeout=PATIENCE_S) for _ in range(2))
+    assert sorted(map(id, seen)) == sorted(map(id, [future, future, failed]))
+
+
+def test_a_callback_that_raises_does_not_stop_others(client, capsys):
+    done = threading.Event()
+    future = client.submit(tasks.echo, 1)
+    future.add_done_callback(lambda future: 1 / 0)
+    future.add_done_callback(lambda future: done.set())
+    assert done.wait(PATIENCE_S)
+
+
+def test_ctrl_c_ends_a_wait(client, path):
+    future = client.submit(tasks.wait_for_file, path("go"))
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        future.result(timeout=PATIENCE_S)
+    assert time.monotonic() - began < PATIENCE_S / 2
+    tasks.note(path("go"))
+    future.result()
+
+
+# What is kept
+
+
+def test_results_are_freed_with_their_last_future(client):
+    future = client.submit(tasks.full, 1000, 1.0)
+    dependent = client.submit(np.sum, future)
+    assert dependent.result() == 1000
+    assert known(client) == 2
+    del future
+    assert known(client) <= 2
+    del dependent
+    wait_until(lambda: known(client) == 0, "everything is forgotten")
+
+
+def test_an_object_made_in_a_thread_dies_with_its_future(threads):
+    future = threads.submit(tasks.Holder, 1)
+    ref = weakref.ref(future.result())
+    assert ref() is not None
+    future.release()
+    wait_until(lambda: ref() is None, "the result is freed")
+    with pytest.raises(RuntimeError, match="released"):
+        future.result()
+
+
+def test_intermediate_results_are_freed_while_a_chain_runs(client):
+    future = client.submit(tasks.echo, 0)
+    for _ in range(200):
+        future = client.submit(tasks.add, future, 1)
+    assert future.result() == 200
+    wait_until(lambda: known(client) == 1, "only the last result is kept")
+
+
+def test_what_nobody_waits_for_is_not_run(path):
+    with Client(n_workers=1, processes=False) as client:
+        blocker = client.submit(tasks.wait_for_file, path("go"))
+        futures = client.map(tasks.note_and_return, [path()] * 10, range(10))
+        del futures
+        tasks.note(path("go"))
+        blocker.result()
+        assert client.submit(tasks.echo, 1).result() == 1
+    assert not os.path.exists(path())
+
+
+def test_fire_and_forget(client, path):
+    fire_and_forget(client.submit(tasks.note_and_return, path(), 1))
+    fire_and_forget(client.map(tasks.note_and_return, [path()] * 2, [2, 3]))
+    gc.collect()
+    wait_for_lines(path(), 3)
+
+
+def test_large_arrays_go_between_workers_and_back(processes):
+    arrays = processes.map(tasks.full, [300_000] * 4, [1.0, 2.0, 3.0, 4.0])
+    sums = [processes.submit(np.add, arrays[i], arrays[(i + 1) % 4]) for i in range(4)]
+    totals = processes.map(np.sum, sums)
+    assert processes.gather(totals) == [300_000 * x for x in (3.0, 5.0, 7.0, 5.0)]
+    first = sums[0].result()
+    assert first.shape == (300_000,)
+    first[0] = 9
+    assert sums[0].result()[0] == 3.0
+
+
+def test_scatter(client):
+    array = np.arange(200_000.0)
+    future = client.scatter(array)
+    assert future.status == "finished"
+    assert client.gather(client.map(np.sum, [future] * 4)) == [array.sum()] * 4
+    pair = client.scatter([1, array])
+    assert client.submit(tasks.echo, pair[0]).result() == 1
+    named = client.scatter({"a": 1, "b": 2})
+    assert client.gather(named) == {"a": 1, "b": 2}
+    assert np.array_equal(client.scatter(array, broadcast=True).result(), array)
+
+
+def test_memory_comes_back(processes):
+    for _ in range(3):
+        futures = processes.map(tasks.full, [500_000] * 8, range(8))
+        assert processes.submit(len, futures).result() == 8
+        del futures
+    gc.collect()
+    wait_until(lambda: known(processes) == 0, "everything is forgotten")
+
+
+# Cancelling
+
+
+def test_cancel_what_waits_and_what_depends_on_it(client, path):
+    blockers = [client.submit(tasks.wait_for_file, path("go")) for _ in range(2)]
+    waiting = client.submit(tasks.note_and_return, path(), 1)
+    dependent = client.submit(tasks.echo, waiting)
+    waiting.cancel()
+    for future in (waiting, dependent):
+        assert future.cancelled()
+        with pytest.raises(CancelledError, match="cancelled"):
+            future.result(timeout=PATIENCE_S)
+    tasks.note(path("go"))
+    client.gather(blockers)
+    assert not os.path.exists(path())
+    client.cancel(blockers)
+    assert [future.status for future in blockers] == ["finished"] * 2
+
+
+def test_cancel_by_force_ends_what_runs(processes, path):
+    future = processes.submit(tasks.note_and_wait, path(), path("never"))
+    wait_for_lines(path())
+    processes.cancel(future, force=True)
+    with pytest.raises(CancelledError):
+        future.result(timeout=PATIENCE_S)
+    assert processes.gather(processes.map(tasks.square, range(10))) == [i * i for i in range(10)]
+
+
+# Faults
+
+
+def test_a_task_that_kills_its_workers_fails_alone(processes):
+    others = processes.map(tasks.square, range(20))
+    with pytest.raises(WorkerCrashed, match="die") as caught:
+        processes.submit(tasks.die).result(timeout=PATIENCE_S)
+    assert caught.value.signal == signal.SIGKILL
+    assert processes.gather(others) == [i * i for i in range(20)]
+
+
+def test_a_killed_worker_costs_no_results(processes):
+    arrays = processes.map(tasks.full, [100_000] * 6, range(6))
+    wait(arrays)
+    for pid in set(processes.gather(processes.map(tasks.pid, range(8)))):
+        os.kill(pid, signal.SIGKILL)
+    assert processes.gather(processes.map(np.max, arrays)) == list(map(float, range(6)))
+    assert [array.result()[0] for array in arrays] == list(map(float, range(6)))
+
+
+def test_a_task_whose_worker_died_once_is_run_again(processes, path):
+    assert processes.submit(tasks.die_once, path("marker"), path("runs"), 5).result(timeout=PATIENCE_S) == 5
+
+
+def test_dependents_of_a_crash_fail_with_it(processes):
+    crashed = processes.submit(tasks.die)
+    with pytest.raises(WorkerCrashed):
+        processes.submit(tasks.echo, crashed).result(timeout=PATIENCE_S)
+    del crashed
+    unwanted = processes.submit(tasks.echo, processes.submit(tasks.die))
+    with pytest.raises(WorkerCrashed):
+        unwanted.result(timeout=PATIENCE_S)
+
+
+# The client
+
+
+def test_closing_cancels_what_has_not_ended(client, path):
+    future = (
+        client.submit(tasks.hang_from_first_line, path())
+        if client.processes
+        else client.submit(tasks.wait_for_file, path("go"))
+    )
+    client.close()
+    with pytest.raises(CancelledError, match="closed"):
+        future.result(timeout=PATIENCE_S)
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        client.submit(tasks.square, 1)
+    tasks.note(path("go"))
+    assert client.closed
+
+
+def test_the_current_client():
+    with pytest.raises(ValueError, match="there is no client"):
+        get_client()
+    with Client(processes=False, n_workers=1) as outer:
+        assert get_client() is outer
+        with Client(processes=False, n_workers=1) as inner:
+            assert get_client() is inner
+        assert get_client() is outer
+        with Client(processes=False, n_workers=1, set_as_default=False):
+            assert get_client() is outer
+
+
+def test_a_future_of_another_client_is_refused(threads):
+    with Client(processes=False, n_workers=1) as other:
+        future = other.submit(tasks.echo, 1)
+        with pytest.raises(ValueError, match="another client"):
+            threads.submit(tasks.echo, future)
+
+
+@both_modes
+def test_clients_can_be_used_by_many_threads(mode):
+    with Client(n_workers=2, processes=mode == "processes") as client:
+        found = []
+
+        def use(base):
+            futures = client.map(tasks.add, range(50), [base] * 50)
+            found.append(sum(client.gather(futures)) - 50 * base)
+
+        users = [threading.Thread(target=use, args=(i,)) for i in range(8)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join(PATIENCE_S)
+        assert found == [sum(range(50))] * 8
+
+
+def test_bad_arguments():
+    for bad in (0, -1, 1.5, "2", True):
+        with pytest.raises(ValueError, match="n_workers must be"):
+            Client(n_workers=bad)
+    with pytest.raises(ValueError, match="amount of a resource"):
+        Client(processes=False, resources={"GPU": -1})
+
+
+def test_run_on_every_worker(processes, threads):
+    pids = processes.run(os.getpid)
+    assert len(pids) == len(set(pids.values())) == 2
+    assert threads.run(os.getpid) == {0: os.getpid()}
+
+
+def test_workers_can_be_waited_for_and_named(processes):
+    processes.wait_for_workers(2, timeout=PATIENCE_S)
+    workers = processes.scheduler_info()["workers"]
+    assert len(workers) == 2
+    with pytest.raises(ValueError, match="has 2 workers"):
+        processes.wait_for_workers(3)
+    name, other = workers
+    assert set(processes.gather(processes.map(tasks.pid, range(8), workers=name))) == {workers[name]["pid"]}
+    assert set(processes.gather(processes.map(tasks.pid, range(8), workers=[other]))) == {workers[other]["pid"]}
+
+
+# Resources
+
+
+def test_tasks_wait_for_the_resources_that_they_ask_for(gauge):
+    with Client(n_workers=4, processes=False, resources={"GPU": 2}) as client:
+        futures = [client.submit(tasks.linger_inside, gauge, resources={"GPU": 1}) for _ in range(8)]
+        client.gather(futures)
+        assert gauge.peak() <= 2
+
+
+def test_what_no_worker_has_is_refused(client):
+    with pytest.raises(RuntimeError, match="no worker can run"):
+        client.submit(tasks.square, 2, resources={"TPU": 1}).result(timeout=PATIENCE_S)
