@@ -68,15 +68,7 @@ fn open(workers: u32, resources: &Resources) -> (Scheduler, Actions) {
     let mut machine =
         Scheduler::new(Config { core_budget: workers, start_resources: resources.clone(), ..Config::default() });
     let mut actions = Actions::default();
-    let spec = CallSpec {
-        cap: workers,
-        crash_retries: 3,
-        item_timeout: None,
-        helper_expected: false,
-        depth: u32::MAX,
-        divisible: true,
-        nested: false,
-    };
+    let spec = CallSpec { cap: workers, crash_retries: 3, divisible: true, ..CallSpec::default() };
     machine.handle(Time::ZERO, Event::CallOpened { call: CALL, spec }, &mut actions);
     (machine, actions)
 }

@@ -30,6 +30,21 @@ pub struct CallSpec {
     pub nested: bool,
 }
 
+impl Default for CallSpec {
+    /// A call without a limit: on any number of workers, its tasks not divisible.
+    fn default() -> Self {
+        CallSpec {
+            cap: u32::MAX,
+            crash_retries: 0,
+            item_timeout: None,
+            helper_expected: false,
+            depth: u32::MAX,
+            divisible: false,
+            nested: false,
+        }
+    }
+}
+
 /// What a worker is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WorkerSpec {

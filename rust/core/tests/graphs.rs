@@ -72,15 +72,7 @@ impl Player {
             resolved: BTreeMap::new(),
             stores: BTreeMap::new(),
         };
-        let spec = CallSpec {
-            cap: 2,
-            crash_retries: 0,
-            item_timeout: None,
-            helper_expected: false,
-            depth: u32::MAX,
-            divisible: true,
-            nested: false,
-        };
+        let spec = CallSpec { cap: 2, divisible: true, ..CallSpec::default() };
         player.handle(Event::CallOpened { call: CALL, spec }, depth);
         // Both workers are there before the first graph comes.
         for id in [1000, 1001] {

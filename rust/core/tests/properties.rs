@@ -395,7 +395,7 @@ proptest! {
         cap in 1..5u32,
         crash_retries in 0..3u32,
     ) {
-        let spec = CallSpec { cap, crash_retries, item_timeout: None, helper_expected: false, depth: u32::MAX, divisible: true, nested: false };
+        let spec = CallSpec { cap, crash_retries, divisible: true, ..CallSpec::default() };
         let mut hunt = Hunt::new(items, culprit, spec);
         hunt.play();
         prop_assert_eq!(hunt.crashed, vec![(culprit, 1)]);

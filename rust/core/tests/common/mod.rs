@@ -161,15 +161,7 @@ pub fn config() -> Config {
 }
 
 pub fn call(cap: u32) -> CallSpec {
-    CallSpec {
-        cap,
-        crash_retries: 1,
-        item_timeout: None,
-        helper_expected: false,
-        depth: u32::MAX,
-        divisible: true,
-        nested: false,
-    }
+    CallSpec { cap, crash_retries: 1, divisible: true, ..CallSpec::default() }
 }
 
 pub fn process(depth: u32) -> WorkerSpec {

@@ -16,10 +16,8 @@ impl GraphWorld {
             cap,
             crash_retries: self.rng.small(0, 2),
             item_timeout: self.rng.chance(20).then(|| Duration::from_micros(self.rng.range(200, 9000))),
-            helper_expected: false,
-            depth: u32::MAX,
             divisible: true,
-            nested: false,
+            ..CallSpec::default()
         };
         let planned = self.rng.small(0, 4);
         self.ledger.calls.insert(call, SimCall { spec: spec.clone(), planned, tasks: Vec::new() });
