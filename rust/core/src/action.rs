@@ -13,6 +13,7 @@ pub enum KillReason {
 /// How a task ended, for the one who submitted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
+    /// On a worker, which may be gone where results are durable.
     Finished {
         worker: WorkerId,
         outcome: crate::Outcome,
@@ -64,10 +65,11 @@ pub enum Action {
     /// Tell the submitter; exactly once for each task of a call that is still open. Of a graph's tasks, for each
     /// that is wanted until then.
     Resolve { call: CallId, task: TaskId, resolution: Resolution },
-    /// Nobody needs the result: the worker may drop it.
+    /// Nobody needs the result from the worker, which may drop it.
     Forget { worker: WorkerId, task: TaskId },
     /// The task of a graph is forgotten: it is neither run again nor asked for. What the shell keeps for it, like
-    /// what it runs or why it failed, can go. Not said of the tasks of a call that is closed: they all go.
+    /// what it runs, why it failed, or a durable result, can go. Not said of the tasks of a call that is closed: they
+    /// all go.
     Gone { task: TaskId },
     /// The result of a task that was resolved, and is wanted still, is gone with the workers that had it. It is
     /// being computed again; answered by `Restored`.

@@ -61,8 +61,8 @@ struct Player {
 }
 
 impl Player {
-    fn new(depth: u32, fail: BTreeSet<TaskId>) -> Player {
-        let config = Config { start_resources: gpus(1.0), max_workers: 2, ..Config::default() };
+    fn new(depth: u32, durable: bool, fail: BTreeSet<TaskId>) -> Player {
+        let config = Config { start_resources: gpus(1.0), max_workers: 2, durable, ..Config::default() };
         let mut player = Player {
             machine: Scheduler::new(config),
             tasks: BTreeMap::new(),
@@ -160,8 +160,8 @@ fn sound(tasks: &BTreeMap<TaskId, TaskSpec>) -> BTreeSet<TaskId> {
     }
 }
 
-fn play(graphs: Vec<Vec<TaskSpec>>, depth: u32, fail: BTreeSet<TaskId>) -> Player {
-    let mut player = Player::new(depth, fail);
+fn play(graphs: Vec<Vec<TaskSpec>>, depth: u32, durable: bool, fail: BTreeSet<TaskId>) -> Player {
+    let mut player = Player::new(depth, durable, fail);
     for tasks in graphs {
         player.tasks.extend(tasks.iter().map(|task| (task.task, task.clone())));
         player.handle(Event::GraphSubmitted { call: CALL, tasks }, depth);
@@ -184,9 +184,10 @@ proptest! {
     fn each_wanted_task_ends_once_and_as_it_should(
         graphs in submissions(true),
         depth in 1..4u32,
+        durable in any::<bool>(),
         fail in proptest::collection::btree_set((0..40u64).prop_map(TaskId), 0..6),
     ) {
-        let mut player = play(graphs, depth, fail.clone());
+        let mut player = play(graphs, depth, durable, fail.clone());
         let sound = sound(&player.tasks);
         for task in player.tasks.values().filter(|task| task.wanted) {
             let how = player.resolved.get(&task.task).copied();
@@ -200,9 +201,13 @@ proptest! {
     }
 
     #[test]
-    fn whatever_cannot_be_run_ends_and_holds_up_nothing(graphs in submissions(false), depth in 1..4u32) {
+    fn whatever_cannot_be_run_ends_and_holds_up_nothing(
+        graphs in submissions(false),
+        depth in 1..4u32,
+        durable in any::<bool>(),
+    ) {
         let one = graphs.len() == 1;
-        let mut player = play(graphs, depth, BTreeSet::new());
+        let mut player = play(graphs, depth, durable, BTreeSet::new());
         let sound = sound(&player.tasks);
         for task in player.tasks.values().filter(|task| task.wanted) {
             let how = player.resolved.get(&task.task).copied();

@@ -153,15 +153,16 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn config() -> impl Strategy<Value = Config> {
     let max_workers = prop_oneof![0..4u32, Just(u32::MAX)];
-    (0..4u32, 0..4u32, 0..4u64, max_workers).prop_map(|(core_budget, max_start_failures, split_ms, max_workers)| {
-        Config {
+    (0..4u32, 0..4u32, 0..4u64, max_workers, any::<bool>()).prop_map(
+        |(core_budget, max_start_failures, split_ms, max_workers, durable)| Config {
             core_budget,
             max_start_failures,
             split_after: Duration::from_millis(split_ms),
             max_workers,
+            durable,
             ..Config::default()
-        }
-    })
+        },
+    )
 }
 
 /// The machine and what its actions have said so far.

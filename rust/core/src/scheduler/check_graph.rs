@@ -52,6 +52,11 @@ impl Scheduler {
         ensure(!node.is_needed() || node.state != State::Released, || format!("is needed, and rests: {node:?}"))?;
         let kept = node.is_needed() || !node.dependents.is_empty();
         ensure(kept, || format!("nobody will need {node:?}"))?;
+        if self.config.durable {
+            let ended = matches!(node.state, State::Done { .. } | State::Failed { .. });
+            ensure(node.is_needed(), || format!("is durable, or never will be, and not needed: {node:?}"))?;
+            ensure(!ended || node.dependencies.is_empty(), || format!("has ended and depends on others: {node:?}"))?;
+        }
         let open = node.is_active() && !node.resolved;
         ensure(!node.wanted || node.resolved || open, || format!("the end of {node:?} was not told"))
     }
@@ -70,7 +75,7 @@ impl Scheduler {
                 .is_some_and(|slot| slot.wanted && slot.task.node == Some(at) && *attempt == node.attempt),
             State::Done { holders, .. } => {
                 let distinct: BTreeSet<WorkerId> = holders.as_slice().iter().map(|holder| holder.worker).collect();
-                !holders.is_empty() && distinct.len() == holders.len()
+                (self.config.durable || !holders.is_empty()) && distinct.len() == holders.len()
             }
             State::Released | State::Failed { .. } => true,
         };

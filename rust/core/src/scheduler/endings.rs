@@ -25,12 +25,13 @@ impl Scheduler {
 
     fn complete(&mut self, at: NodeIx, by: WorkerId, size_bytes: u64, out: &mut Out<'_>) {
         let node = &mut self.graph[at];
-        node.state = State::Done { holders: List::Empty, size_bytes };
+        node.state = State::Done { holders: List::Empty, size_bytes, by };
         node.deaths = 0;
         node.spend_attempt();
         self.graph.active -= 1;
         self.add_holder(at, by);
         self.loosen(at);
+        self.drop_lineage(at);
         for place in 0..self.graph[at].dependents.len() {
             let by = self.graph[at].dependents.as_slice()[place].node;
             if let State::Waiting { missing } = &mut self.graph[by].state {
@@ -72,6 +73,7 @@ impl Scheduler {
                 self.stop(at, force, out);
             }
             self.graph[at].state = State::Failed { cause, cancelled };
+            self.drop_lineage(at);
             self.graph.loose.push(at);
             for link in self.graph[at].dependents.as_slice() {
                 let dependent = &self.graph[link.node];
@@ -81,6 +83,13 @@ impl Scheduler {
                 }
             }
             self.announce(at, how, out);
+        }
+    }
+
+    /// A task that has ended will not run again where no result is ever lost: what it depends on can go.
+    fn drop_lineage(&mut self, at: NodeIx) {
+        if self.config.durable {
+            self.graph.unlink(at);
         }
     }
 

@@ -1,8 +1,8 @@
 //! The tasks that depend on each other: one table for all calls, with the links between them.
 //!
 //! A task stays in the table while it is wanted or another task of the table depends on it: a result that was
-//! freed may be needed again, to compute one that was lost. What is counted here follows from the states and
-//! links; `check` recomputes it.
+//! freed may be needed again, to compute one that was lost. Where results are durable, a task that has ended depends
+//! on nothing. What is counted here follows from the states and links; `check` recomputes it.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;

@@ -6,7 +6,8 @@
 //! - Each task of a call that stays open is resolved exactly once.
 //! - No more than `cap` workers hold tasks of a call at any moment.
 //! - A task of a graph runs when all that it depends on has a result, and only if somebody needs its own. Nothing is
-//!   kept that nobody needs. A result that is lost and needed is computed again.
+//!   kept that nobody needs. A result that is lost and needed is computed again; where results are durable, none
+//!   is ever lost.
 //! - No more of a resource is given to tasks than its worker, or its host, has.
 //! - A report about an attempt that its worker does not hold is dropped, in one place, and counted.
 //!
@@ -71,6 +72,9 @@ pub struct Config {
     pub start_resources: Resources,
     /// Workers may join that nobody asked for: tasks wait for them, however long.
     pub open: bool,
+    /// Results outlive the workers that made them: the shell keeps each from the moment at which it hears of it
+    /// until the task is [`Action::Gone`]. So none is lost or made again, and of what nobody needs nothing is known.
+    pub durable: bool,
     /// What moving a result to another worker costs, to weigh against waiting for one that has it.
     pub bandwidth_bytes_per_s: u64,
     pub latency: Duration,
@@ -85,6 +89,7 @@ impl Default for Config {
             max_workers: u32::MAX,
             start_resources: Resources::NONE,
             open: false,
+            durable: false,
             bandwidth_bytes_per_s: 1_000_000_000,
             latency: Duration::from_micros(200),
         }
@@ -213,11 +218,12 @@ impl Scheduler {
         self.roster.worker(worker).map(|w| w.slots.len())
     }
 
-    /// Workers that any call may use and that have nothing to do and no result that is needed, the one that
-    /// rested longest first: the order in which to let them go.
+    /// Workers that any call may use and that have nothing to do and no result that would be lost with them, the
+    /// one that rested longest first: the order in which to let them go.
     pub fn idle_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
         let idle = self.roster.idle_coldest_first();
-        idle.filter(|id| self.roster.worker(*id).is_some_and(|worker| worker.results.is_empty()))
+        let durable = self.config.durable;
+        idle.filter(move |id| self.roster.worker(*id).is_some_and(|worker| durable || worker.results.is_empty()))
     }
 
     pub fn stats(&self) -> Stats {

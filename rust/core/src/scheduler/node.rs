@@ -39,8 +39,8 @@ pub(super) enum State {
     Ready { home: Option<WorkerId> },
     /// On a worker, under this number.
     Assigned { worker: WorkerId, attempt: Attempt },
-    /// At least one worker has its result.
-    Done { holders: List<Holder>, size_bytes: u64 },
+    /// At least one worker has its result, or the shell. `by` has made it.
+    Done { holders: List<Holder>, size_bytes: u64, by: WorkerId },
     /// There will be no result, since `cause` failed or was cancelled.
     Failed { cause: TaskId, cancelled: bool },
 }

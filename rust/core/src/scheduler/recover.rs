@@ -1,7 +1,7 @@
 //! Who has which result, and what happens when a result is lost, or a task comes back without one.
 
 use crate::action::Action;
-use crate::id::{TaskId, WorkerId};
+use crate::id::{Attempt, TaskId, WorkerId};
 
 use super::call::Task;
 use super::node::{Holder, NodeIx, State};
@@ -9,17 +9,28 @@ use super::worker::{Ask, Worker};
 use super::{Out, Scheduler};
 
 impl Scheduler {
-    /// Workers that have the task's result.
+    /// Workers that have the task's result. Where results are durable, there may be none, and the shell has it.
     pub fn holders(&self, task: TaskId) -> impl Iterator<Item = WorkerId> + '_ {
         let node = self.graph.find(task).map(|at| &self.graph[at]);
         node.into_iter().flat_map(|node| node.holders()).map(|holder| holder.worker)
     }
 
-    /// Tasks whose results the task takes.
+    /// Tasks whose results the task takes. Where results are durable, to be asked before it ends.
     pub fn dependencies(&self, task: TaskId) -> impl Iterator<Item = TaskId> + '_ {
         let node = self.graph.find(task).map(|at| &self.graph[at]);
         let links = node.into_iter().flat_map(|node| node.dependencies.as_slice());
         links.map(|link| self.graph[link.node].id)
+    }
+
+    /// A report of this attempt by this worker will be taken. If it says that the task went well, its result is the
+    /// one that counts; where results are durable, the shell keeps it then.
+    pub fn awaits(&self, worker: WorkerId, task: TaskId, attempt: Attempt) -> bool {
+        self.roster.slot(worker, task, attempt).is_some_and(|slot| slot.wanted)
+    }
+
+    /// The task has run, and there is a result, which somebody needs.
+    pub fn has_result(&self, task: TaskId) -> bool {
+        self.size_bytes(task).is_some()
     }
 
     /// Size of the task's result; `None` while there is none.
@@ -107,7 +118,7 @@ impl Scheduler {
             if let Some(place) = holders.as_slice().iter().position(|holder| holder.worker == worker) {
                 holders.swap_remove(place);
             }
-            if holders.is_empty() {
+            if holders.is_empty() && !self.config.durable {
                 self.result_lost(at, out);
             }
         }

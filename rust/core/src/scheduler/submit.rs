@@ -85,8 +85,8 @@ impl Scheduler {
         let node = &self.graph[at];
         match node.state {
             _ if node.resolved => {}
-            State::Done { .. } => {
-                let worker = node.holders()[0].worker;
+            State::Done { by, .. } => {
+                let worker = node.holders().first().map_or(by, |holder| holder.worker);
                 self.announce(at, Resolution::Finished { worker, outcome: Outcome::Ok }, out);
             }
             State::Failed { cause, cancelled } => {

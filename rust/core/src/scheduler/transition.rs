@@ -79,7 +79,8 @@ impl Scheduler {
             (at, slot.task.id, has_more && slot.ask.is_none())
         });
         // The results of others are worth more than the time that is lost.
-        let spared = worker.slots.front().is_some_and(|slot| slot.task.node.is_some()) && !worker.results.is_empty();
+        let loses = !worker.results.is_empty() && !self.config.durable;
+        let spared = loses && worker.slots.front().is_some_and(|slot| slot.task.node.is_some());
         let ends = runs && killable && !leaving && !spared;
         for (at, task, worth_asking) in slots.collect::<Vec<_>>() {
             self.live.remove(&task);

@@ -5,6 +5,7 @@ mod common;
 
 mod balance;
 mod closing;
+mod durable;
 mod failures;
 mod faults;
 mod graphs;

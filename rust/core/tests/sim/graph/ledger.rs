@@ -44,16 +44,24 @@ pub(crate) struct Ledger {
     pub(crate) tasks: BTreeMap<TaskId, SimTask>,
     /// What is on the workers as far as the machine has heard, with what it holds there.
     pub(crate) held: BTreeMap<(WorkerId, TaskId, Attempt), (String, Resources)>,
+    pub(crate) durable: bool,
+    /// Results that the shell keeps; of use where they are durable.
+    pub(crate) shell: BTreeSet<TaskId>,
     /// All that was ever handed out.
     pub(crate) handed_out: BTreeSet<(TaskId, Attempt)>,
 }
 
 impl Ledger {
     /// Takes in an event that the machine is about to hear.
-    pub(crate) fn before(&mut self, event: &Event) {
+    pub(crate) fn before(&mut self, event: &Event, machine: &Scheduler) {
         match *event {
             Event::TaskFinished { worker, task, attempt, outcome, .. } => {
                 let held = self.held.remove(&(worker, task, attempt)).is_some();
+                let of_graph = self.tasks.get(&task).is_some_and(|task| !task.plain);
+                if of_graph && outcome == Outcome::Ok && machine.awaits(worker, task, attempt) {
+                    let again = !self.shell.insert(task);
+                    assert!(!again || !self.durable, "{task:?} is run again though its result is there");
+                }
                 if let Some(task) = self.tasks.get_mut(&task).filter(|_| held && outcome == Outcome::Err) {
                     task.raised.insert(attempt);
                 }
@@ -65,6 +73,8 @@ impl Ledger {
             Event::CallClosed { call } => {
                 self.calls.remove(&call);
                 self.tasks.retain(|_, task| task.call != call);
+                let tasks = &self.tasks;
+                self.shell.retain(|id| tasks.contains_key(id));
             }
             _ => {}
         }
@@ -118,12 +128,15 @@ impl Ledger {
     pub(crate) fn gone(&mut self, id: TaskId) {
         let task = self.tasks.get_mut(&id).expect("it was submitted");
         assert!(!task.wanted && !std::mem::replace(&mut task.gone, true), "{id:?} is gone too early, or twice");
+        self.shell.remove(&id);
     }
 
     /// The machine has said of all tasks that it does not know any more that they are gone.
     pub(crate) fn knows_the_same(&self, machine: &Scheduler) {
         for (&id, task) in self.tasks.iter().filter(|(_, task)| task.submitted && !task.plain) {
             assert_eq!(machine.knows(id), !task.gone, "{id:?}: {task:?}");
+            let lost = self.durable && self.shell.contains(&id) && !machine.has_result(id);
+            assert!(!lost, "{id:?} has been lost: {task:?}");
         }
     }
 
@@ -132,7 +145,9 @@ impl Ledger {
         let task = self.tasks.get(&id).unwrap_or_else(|| panic!("{id:?} is not there"));
         assert_eq!(task.call, call, "{id:?} is another call's");
         let right = match how {
-            Resolution::Finished { outcome: Outcome::Ok, .. } => task.ran > 0 && !task.poison,
+            Resolution::Finished { outcome: Outcome::Ok, .. } => {
+                task.ran > 0 && !task.poison && (task.plain || self.shell.contains(&id))
+            }
             Resolution::Finished { .. } => task.raised.len() as u32 > task.retries,
             Resolution::WorkerCrashed { deaths, .. } => deaths == self.calls[&call].spec.crash_retries + 1,
             Resolution::DependencyFailed { cause } => cause != id && self.needs(id, cause),

@@ -1,5 +1,5 @@
 //! A world of graphs: clients that submit tasks which take each other's results, and workers that keep these, copy
-//! them from each other, and die with them.
+//! them from each other, and die with them. In some worlds the results are durable: the shell keeps them.
 
 mod client;
 mod ledger;
@@ -81,6 +81,7 @@ impl GraphWorld {
         let mut rng = Rng::new(seed ^ 0x6772_6170_6800_0000);
         let faulty = rng.chance(70);
         let open = rng.chance(30);
+        let durable = rng.chance(50);
         let mut fault = |most| if faulty { rng.range(0, most) } else { 0 };
         let faults = Faults {
             death: fault(6),
@@ -102,6 +103,7 @@ impl GraphWorld {
             max_workers: if open { 0 } else { rng.small(1, 8) },
             start_resources: resources.clone(),
             open,
+            durable,
             bandwidth_bytes_per_s: 1 << rng.small(20, 34),
             latency: Duration::from_micros(rng.range(0, 500)),
             ..Config::default()
@@ -113,7 +115,7 @@ impl GraphWorld {
             queue: BTreeMap::new(),
             inbox: VecDeque::new(),
             happened: 0,
-            ledger: Ledger::default(),
+            ledger: Ledger { durable, ..Ledger::default() },
             workers: BTreeMap::new(),
             faults,
             killable: rng.chance(70),
@@ -153,6 +155,7 @@ impl GraphWorld {
         self.drive();
         let stats = self.machine.stats();
         assert_eq!((stats.tasks, stats.known, stats.workers, stats.starting, stats.busy), (0, 0, 0, 0, 0));
+        assert!(self.ledger.shell.is_empty(), "results are kept that nobody wants: {:?}", self.ledger.shell);
         self.trace.finish()
     }
 
@@ -202,8 +205,8 @@ impl GraphWorld {
             self.say(&event);
             let mut actions = Actions::default();
             let now = Duration::from_micros(self.now_us);
-            self.ledger.before(&event);
             self.ledger.knows_the_same(&self.machine);
+            self.ledger.before(&event, &self.machine);
             self.ledger.submitted(&event);
             self.machine.handle(now, event, &mut actions);
             if let Err(what) = self.machine.check() {
@@ -239,6 +242,9 @@ impl GraphWorld {
                 self.after_resolution(call);
             }
             Action::Gone { task } => self.ledger.gone(task),
+            Action::Lost { .. } | Action::Restored { .. } if self.ledger.durable => {
+                panic!("durable results are not lost")
+            }
             Action::Lost { call, task } => self.ledger.lost(call, task),
             Action::Restored { call, task, resolution } => {
                 self.ledger.restored(call, task, resolution);
