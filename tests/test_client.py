@@ -306,7 +306,7 @@ def test_results_are_freed_with_their_last_future(client):
 
 
 def test_an_object_made_in_a_thread_dies_with_its_future(threads):
-    future = threads.submit(tasks.Holder, 1)
+    future = threads.submit(tasks.Holder)
     ref = weakref.ref(future.result())
     assert ref() is not None
     future.release()
@@ -521,7 +521,7 @@ def test_tasks_wait_for_the_resources_that_they_ask_for(gauge):
     with Client(n_workers=4, processes=False, resources={"GPU": 2}) as client:
         futures = [client.submit(tasks.linger_inside, gauge, resources={"GPU": 1}) for _ in range(8)]
         client.gather(futures)
-        assert gauge.peak() <= 2
+        assert gauge.peak <= 2
 
 
 def test_what_no_worker_has_is_refused(client):

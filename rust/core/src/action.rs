@@ -63,7 +63,7 @@ pub enum Action {
     /// End the worker at once; answered by `WorkerLost`.
     Kill { worker: WorkerId, reason: KillReason },
     /// Tell the submitter; exactly once for each task of a call that is still open. Of a graph's tasks, for each
-    /// that is wanted until then.
+    /// that is wanted until then, and for each that fails by itself: that explains how others end.
     Resolve { call: CallId, task: TaskId, resolution: Resolution },
     /// Nobody needs the result from the worker, which may drop it.
     Forget { worker: WorkerId, task: TaskId },

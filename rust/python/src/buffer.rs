@@ -15,6 +15,8 @@ use rustdask_runtime::shm::Mapping;
 enum Owner {
     View(View),
     Lease(Lease),
+    /// A view of what is leased.
+    Both(View, #[allow(dead_code, reason = "it keeps the memory from being filled again")] Lease),
 }
 
 /// A range of shared memory. The memory is given back when the last array over it dies.
@@ -30,9 +32,14 @@ impl SharedBuffer {
         Self(Owner::Lease(lease))
     }
 
+    /// Writes to the buffer stay there.
+    pub(crate) fn private(lease: &Lease) -> std::io::Result<Self> {
+        Ok(Self(Owner::Both(lease.private()?, lease.clone())))
+    }
+
     fn parts(&self) -> (&Arc<Mapping>, u64, u64) {
         match &self.0 {
-            Owner::View(view) => (&view.mapping, view.offset, view.bytes),
+            Owner::View(view) | Owner::Both(view, _) => (&view.mapping, view.offset, view.bytes),
             Owner::Lease(lease) => (lease.mapping(), lease.extent().offset, lease.extent().bytes),
         }
     }

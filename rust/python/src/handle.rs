@@ -193,8 +193,10 @@ pub(crate) fn results<'py>(py: Python<'py>, handles: Vec<Bound<'py, Handle>>) ->
     let nodes = handles.iter().map(|handle| handle.get().node()).collect::<PyResult<Vec<_>>>()?;
     let open: Vec<_> = nodes.iter().filter(|node| !node.is_done()).collect();
     open.iter().for_each(|node| node.watch(Watcher::Ring(ring.clone(), 0)));
-    ring.wait_or_fail(py, open.len())?;
     let failed = |node: &Arc<Node>| matches!(node.end(), Some(Settled::Failed(_)));
+    if !nodes.iter().any(failed) {
+        ring.wait_or_fail(py, open.len())?;
+    }
     if let Some(at) = nodes.iter().position(failed) {
         return Ok(handles[at].clone().into_any());
     }

@@ -208,7 +208,8 @@ pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py,
     if buffers.is_empty() {
         return loads.call1((pickle,));
     }
-    let views = buffers.iter().map(|lease| Bound::new(py, SharedBuffer::of_lease(lease.clone())));
+    // The result may be asked for again, by others: what one does to it is not seen by them.
+    let views = buffers.iter().map(|lease| Bound::new(py, SharedBuffer::private(lease)?));
     let kwargs = PyDict::new(py);
     kwargs.set_item(intern!(py, "buffers"), views.collect::<PyResult<Vec<_>>>()?)?;
     loads.call((pickle,), Some(&kwargs))

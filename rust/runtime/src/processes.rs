@@ -22,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, Notify};
 
 use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
+use crate::endpoint::View;
 use crate::fork;
 use crate::group;
 use crate::shm::{Mapping, Segment};
@@ -116,6 +117,13 @@ fn max_descriptors() -> usize {
 impl Lease {
     pub fn mapping(&self) -> &Arc<Mapping> {
         &self.0.received.mapping
+    }
+
+    /// A view of it that may be written to: the writes stay there.
+    pub fn private(&self) -> io::Result<View> {
+        let Extent { offset, bytes, .. } = self.0.extent;
+        let mapping = Arc::new(self.segment()?.map(Access::CopyOnWrite)?);
+        Ok(View { mapping, offset, bytes })
     }
 
     /// Let a worker look at it; where it finds it.
@@ -487,6 +495,8 @@ impl<P: Payload> ProcessPool<P> {
             core_budget: spec.core_budget,
             max_workers: spec.max_workers,
             start_resources: spec.resources.clone(),
+            // The parent has all results, or the memory that they are in.
+            durable: true,
             ..Config::default()
         };
         let shell_commands = commands.clone();

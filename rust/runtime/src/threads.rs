@@ -223,7 +223,8 @@ impl<P: Payload> ThreadPool<P> {
             core_budget: spec.core_budget,
             max_workers: spec.max_workers,
             start_resources: spec.resources.clone(),
-            // What one thread has made, all have.
+            // What one thread has made, all have, and it is kept by the tasks themselves.
+            durable: true,
             bandwidth_bytes_per_s: u64::MAX,
             latency: Duration::ZERO,
             ..Config::default()

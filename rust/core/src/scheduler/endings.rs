@@ -98,6 +98,9 @@ impl Scheduler {
         let node = &mut self.graph[at];
         let (call, task) = (node.call, node.id);
         if !node.wanted {
+            if is_cause(resolution) {
+                out.push(Action::Resolve { call, task, resolution });
+            }
             return;
         }
         if std::mem::replace(&mut node.resolved, true) {
@@ -106,6 +109,11 @@ impl Scheduler {
             out.push(Action::Resolve { call, task, resolution });
         }
     }
+}
+
+/// The end of others will be explained by this one.
+fn is_cause(how: Resolution) -> bool {
+    !how.is_ok() && !matches!(how, Resolution::DependencyFailed { .. } | Resolution::Cancelled)
 }
 
 fn follow_up(cause: crate::TaskId, cancelled: bool) -> Resolution {

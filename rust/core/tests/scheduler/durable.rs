@@ -97,7 +97,7 @@ fn of_what_has_failed_only_the_cause_is_known() {
     w.open(1, call(1));
     w.graph(1, [inner(10, &[]), inner(11, &[10]), task(12, &[11])]);
     w.raised(0, 10, 0);
-    w.claim([run(0, 10), failed_after(1, 12, 10)]);
+    w.claim([run(0, 10), raises(1, 10, 0), failed_after(1, 12, 10)]);
     assert_eq!((w.gone.len(), w.machine.stats().known), (2, 1));
     w.graph(1, [task(13, &[12])]);
     w.claim([failed_after(1, 13, 10)]);

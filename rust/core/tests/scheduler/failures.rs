@@ -38,7 +38,7 @@ fn a_failed_task_no_longer_needs_what_it_depends_on() {
     w.made(0, 10, 1);
     w.claim([run(0, 10), run(1, 11)]);
     w.raised(1, 11, 0);
-    w.claim([failed_after(1, 12, 11), forget(0, 10)]);
+    w.claim([raises(1, 11, 1), failed_after(1, 12, 11), forget(0, 10)]);
 }
 
 #[test]
