@@ -157,6 +157,18 @@ pub enum Event {
         attempt: Attempt,
         kept: u32,
     },
+    /// The task of a graph that the worker runs waits for others, and gives its place up: the worker goes on to take
+    /// tasks. It keeps what it was granted, goes on some day, and is reported as ever.
+    TaskParked {
+        worker: WorkerId,
+        task: TaskId,
+        attempt: Attempt,
+    },
+    /// From now on there are to be so many workers, whether there is work for them or not. Those that are lost are
+    /// replaced.
+    WorkersRequested {
+        count: u32,
+    },
     /// Nothing else happened until now; deadlines may have passed.
     TimePassed,
 }

@@ -133,6 +133,9 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (worker_id(), task_id(), attempt(), any::<u32>()).prop_map(|(worker, task, attempt, kept)| {
             Event::TaskReturned { worker, task, attempt, kept }
         }),
+        1 => (worker_id(), task_id(), attempt())
+            .prop_map(|(worker, task, attempt)| Event::TaskParked { worker, task, attempt }),
+        1 => (0..4u32).prop_map(|count| Event::WorkersRequested { count }),
         1 => Just(Event::TimePassed),
         4 => graph_event(),
     ]

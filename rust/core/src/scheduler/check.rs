@@ -33,6 +33,8 @@ impl Scheduler {
             self.check_ready(id)?;
         }
         self.check_graph()?;
+        let parked = self.roster.workers.values().map(|worker| worker.parked.len()).sum::<usize>();
+        ensure(parked == self.parked, || format!("{} parked, but found {parked}", self.parked))?;
         self.roster.check()
     }
 

@@ -72,6 +72,7 @@ impl Scheduler {
             State::Assigned { worker, attempt } => self
                 .roster
                 .slot(*worker, node.id, *attempt)
+                .or_else(|| self.roster.parked_slot(*worker, node.id, *attempt))
                 .is_some_and(|slot| slot.wanted && slot.task.node == Some(at) && *attempt == node.attempt),
             State::Done { holders, .. } => {
                 let distinct: BTreeSet<WorkerId> = holders.as_slice().iter().map(|holder| holder.worker).collect();
@@ -142,7 +143,8 @@ impl Scheduler {
 
     fn check_pools(&self) -> Verdict {
         let workers = self.roster.workers.values();
-        let slots = workers.flat_map(|worker| worker.slots.iter().map(move |slot| (worker.pool, slot)));
+        let slots =
+            workers.flat_map(|worker| worker.slots.iter().chain(&worker.parked).map(move |slot| (worker.pool, slot)));
         self.roster.pools.check(slots.filter_map(|(pool, slot)| pool.zip(slot.grants.as_deref())))
     }
 

@@ -63,8 +63,25 @@ impl Scheduler {
         if let Some((pool, grants)) = worker.pool.zip(slot.grants.as_deref()) {
             self.roster.pools.give_back(pool, grants);
         }
+        self.lifted(from, at, &slot);
+        Some(slot)
+    }
+
+    /// Puts the running task aside; it keeps what it was granted.
+    pub(super) fn park(&mut self, on: WorkerId) {
+        let Some(slot) = self.roster.workers.get_mut(&on).and_then(|worker| worker.slots.pop_front()) else { return };
+        self.lifted(on, 0, &slot);
+        if let Some(worker) = self.roster.workers.get_mut(&on) {
+            worker.parked.push(Slot { ask: None, ..slot });
+            self.parked += 1;
+        }
+    }
+
+    /// Counts and indexes after a task has left a worker's queue.
+    fn lifted(&mut self, from: WorkerId, at: usize, slot: &Slot) {
+        let Some(worker) = self.roster.workers.get_mut(&from) else { return };
         if let Some(call) = self.calls.get_mut(&slot.call).filter(|_| slot.wanted) {
-            call.lose(from, &slot, at == 0);
+            call.lose(from, slot, at == 0);
         }
         if at == 0 {
             worker.head_since = self.now;
@@ -79,7 +96,6 @@ impl Scheduler {
         if !self.graph.is_empty() {
             self.stir(from);
         }
-        Some(slot)
     }
 
     /// Nobody waits for the task any more; the worker holds it until it says so or is lost.

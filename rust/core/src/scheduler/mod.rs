@@ -32,6 +32,7 @@ mod list;
 mod live;
 mod locality;
 mod node;
+mod parked;
 mod place;
 mod pool;
 mod ready;
@@ -57,6 +58,7 @@ use classes::Classes;
 use graph::Graph;
 use live::Live;
 use roster::Roster;
+use worker::Worker;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -146,6 +148,10 @@ pub struct Scheduler {
     turn: CallId,
     /// Workers that failed to start since one last joined.
     start_failures: u32,
+    /// So many shared workers are to be there.
+    floor: u32,
+    /// Tasks that have given their places up.
+    parked: usize,
     stale: u64,
 }
 
@@ -179,6 +185,8 @@ impl Scheduler {
             hungry: BTreeSet::new(),
             turn: CallId(0),
             start_failures: 0,
+            floor: 0,
+            parked: 0,
             stale: 0,
         }
     }
@@ -215,7 +223,7 @@ impl Scheduler {
 
     /// Tasks on the worker that it has not reported, wanted or not; `None` for one that is not there.
     pub fn holds(&self, worker: WorkerId) -> Option<usize> {
-        self.roster.worker(worker).map(|w| w.slots.len())
+        self.roster.worker(worker).map(|w| w.slots.len() + w.parked.len())
     }
 
     /// Workers that any call may use and that have nothing to do and no result that would be lost with them, the
@@ -223,7 +231,8 @@ impl Scheduler {
     pub fn idle_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
         let idle = self.roster.idle_coldest_first();
         let durable = self.config.durable;
-        idle.filter(move |id| self.roster.worker(*id).is_some_and(|worker| durable || worker.results.is_empty()))
+        let loses = move |worker: &Worker| !worker.parked.is_empty() || !(durable || worker.results.is_empty());
+        idle.filter(move |id| self.roster.worker(*id).is_some_and(|worker| !loses(worker)))
     }
 
     pub fn stats(&self) -> Stats {

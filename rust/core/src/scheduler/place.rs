@@ -11,6 +11,7 @@ use crate::id::{CallId, WorkerId};
 use super::call::Call;
 use super::node::NodeIx;
 use super::ready::{Rank, Stand};
+use super::roster::Roster;
 use super::worker::Worker;
 use super::{Out, Scheduler};
 
@@ -110,7 +111,8 @@ impl Scheduler {
             return;
         }
         let wanted = self.workers_wanted();
-        while self.may_start() && wanted > self.roster.starting() + self.roster.idle() {
+        let short = |roster: &Roster| roster.shared_or_starting() < self.floor as usize;
+        while self.may_start() && (wanted > self.roster.starting() + self.roster.idle() || short(&self.roster)) {
             let Some(worker) = self.roster.start() else {
                 break;
             };

@@ -25,7 +25,8 @@ impl Scheduler {
     /// A report of this attempt by this worker will be taken. If it says that the task went well, its result is the
     /// one that counts; where results are durable, the shell keeps it then.
     pub fn awaits(&self, worker: WorkerId, task: TaskId, attempt: Attempt) -> bool {
-        self.roster.slot(worker, task, attempt).is_some_and(|slot| slot.wanted)
+        let slot = self.roster.slot(worker, task, attempt);
+        slot.or_else(|| self.roster.parked_slot(worker, task, attempt)).is_some_and(|slot| slot.wanted)
     }
 
     /// The task has run, and there is a result, which somebody needs.
@@ -53,6 +54,15 @@ impl Scheduler {
     /// The task is on a worker that is expected to run it.
     pub fn is_assigned(&self, task: TaskId) -> bool {
         self.graph.find(task).is_some_and(|at| matches!(self.graph[at].state, State::Assigned { .. }))
+    }
+
+    /// It waits for others, and is in nobody's way.
+    pub fn is_parked(&self, task: TaskId) -> bool {
+        let at = self.graph.find(task);
+        at.is_some_and(|at| match self.graph[at].state {
+            State::Assigned { worker, attempt } => self.roster.parked_slot(worker, task, attempt).is_some(),
+            _ => false,
+        })
     }
 
     pub(super) fn replica_added(&mut self, worker: WorkerId, task: TaskId, out: &mut Out<'_>) {

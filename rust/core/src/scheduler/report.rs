@@ -37,6 +37,9 @@ impl Scheduler {
         (outcome, size_bytes): (Outcome, u64),
         out: &mut Out<'_>,
     ) {
+        if self.parked > 0 && self.parked_finished(worker, task, attempt, (outcome, size_bytes), out) {
+            return;
+        }
         let left = if outcome == Outcome::Ok { Left::Result } else { Left::Nothing };
         let Some(at) = self.reported(worker, task, attempt, left, out) else {
             return;

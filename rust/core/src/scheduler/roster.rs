@@ -52,6 +52,11 @@ impl Roster {
         worker.slots.get(worker.find(task, attempt)?)
     }
 
+    pub(super) fn parked_slot(&self, id: WorkerId, task: TaskId, attempt: Attempt) -> Option<&Slot> {
+        let mut parked = self.worker(id)?.parked.iter();
+        parked.find(|slot| (slot.task.id, slot.task.attempt) == (task, attempt))
+    }
+
     /// An id for a new worker; `None` once all are used up.
     pub(super) fn start(&mut self) -> Option<WorkerId> {
         let id = WorkerId(self.next_id);
@@ -88,7 +93,7 @@ impl Roster {
     pub(super) fn remove(&mut self, id: WorkerId) -> Option<Worker> {
         let worker = self.workers.remove(&id)?;
         self.shared -= usize::from(worker.is_shared());
-        for grants in worker.slots.iter().filter_map(|slot| slot.grants.as_deref()) {
+        for grants in worker.slots.iter().chain(&worker.parked).filter_map(|slot| slot.grants.as_deref()) {
             if let Some(pool) = worker.pool {
                 self.pools.give_back(pool, grants);
             }

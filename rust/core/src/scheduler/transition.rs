@@ -5,7 +5,7 @@ use crate::event::{CallSpec, Event, WorkerSpec};
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
 use super::call::{Call, Task};
-use super::worker::{Ask, Worker};
+use super::worker::{Ask, Slot, Worker};
 use super::{Out, Scheduler};
 
 impl Scheduler {
@@ -30,6 +30,8 @@ impl Scheduler {
             Event::TaskReturned { worker, task, attempt, kept } => {
                 self.task_returned(worker, task, attempt, kept, out);
             }
+            Event::TaskParked { worker, task, attempt } => self.task_parked(worker, task, attempt),
+            Event::WorkersRequested { count } => self.workers_requested(count),
             Event::TimePassed => {}
         }
     }
@@ -48,6 +50,7 @@ impl Scheduler {
         };
         let engaged: Vec<WorkerId> = closed.engaged.keys().copied().collect();
         self.close_graph(call, out);
+        self.abandon_parked(call, out);
         for worker in engaged {
             self.abandon(worker, call, out);
         }
@@ -92,6 +95,11 @@ impl Scheduler {
         if ends {
             self.kill(on, KillReason::Cancelled, out);
         }
+    }
+
+    fn workers_requested(&mut self, count: u32) {
+        self.floor = count;
+        self.start_failures = 0;
     }
 
     fn call_paused(&mut self, call: CallId, paused: bool) {
@@ -163,6 +171,12 @@ impl Scheduler {
         // One that was told to end, or a helper that walked away, did not die of its task.
         let mut blamed = worker.is_shared() && !leaving;
         let mut back = Vec::with_capacity(worker.slots.len());
+        let parked = std::mem::take(&mut worker.parked);
+        self.parked -= parked.len();
+        for slot in parked.into_iter().filter(|slot| slot.wanted) {
+            // It may have been going on again.
+            self.bereaved(id, slot, blamed, &mut back, out);
+        }
         for mut slot in std::mem::take(&mut worker.slots) {
             let running = std::mem::take(&mut blamed);
             if !slot.wanted {
@@ -175,18 +189,30 @@ impl Scheduler {
                 back.push((slot.call, slot.task));
                 continue;
             }
-            slot.task.deaths += u32::from(running);
-            if running && self.gives_up(slot.call, slot.task.deaths) {
-                let resolution = Resolution::WorkerCrashed { worker: id, deaths: slot.task.deaths };
-                self.resolve(slot.call, &slot.task, resolution, out);
-            } else {
-                back.push((slot.call, slot.task));
-            }
+            self.bereaved(id, slot, running, &mut back, out);
         }
         for (call, task) in back.into_iter().rev() {
             self.requeue(call, task, out);
         }
         self.results_lost(id, &mut worker, out);
+    }
+
+    /// A task has lost its worker. One that was running may be why.
+    fn bereaved(
+        &mut self,
+        worker: WorkerId,
+        mut slot: Slot,
+        running: bool,
+        back: &mut Vec<(CallId, Task)>,
+        out: &mut Out<'_>,
+    ) {
+        slot.task.deaths += u32::from(running);
+        if running && self.gives_up(slot.call, slot.task.deaths) {
+            let resolution = Resolution::WorkerCrashed { worker, deaths: slot.task.deaths };
+            self.resolve(slot.call, &slot.task, resolution, out);
+        } else {
+            back.push((slot.call, slot.task));
+        }
     }
 
     fn gives_up(&self, call: CallId, deaths: u32) -> bool {

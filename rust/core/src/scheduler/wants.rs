@@ -124,6 +124,9 @@ impl Scheduler {
 
     /// Nobody needs what the worker has of the task: it gives it back, unless it runs it already.
     fn let_go(&mut self, on: WorkerId, task: TaskId, attempt: Attempt, force: bool, out: &mut Out<'_>) {
+        if self.parked > 0 && self.let_go_parked(on, task, attempt, force, out) {
+            return;
+        }
         let Some((worker, at)) = self.roster.worker(on).zip(self.roster.find(on, task, attempt)) else {
             return;
         };

@@ -57,6 +57,8 @@ pub(super) struct Worker {
     pub(super) leaving: bool,
     /// What it holds, in the order in which it runs them. The first one is running.
     pub(super) slots: VecDeque<Slot>,
+    /// Tasks that wait for others. It runs them, and they are not in its way.
+    pub(super) parked: Vec<Slot>,
     /// Results that it has.
     pub(super) results: Vec<NodeIx>,
     /// Ready tasks whose home it is.
@@ -100,6 +102,7 @@ impl Worker {
             counts,
             leaving: false,
             slots: VecDeque::new(),
+            parked: Vec::new(),
             results: Vec::new(),
             at_home: 0,
             pool: None,

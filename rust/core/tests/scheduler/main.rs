@@ -12,6 +12,7 @@ mod graphs;
 mod limits;
 mod locality;
 mod nesting;
+mod parked;
 mod placement;
 mod recovery;
 mod resources;

@@ -36,6 +36,8 @@ pub(crate) enum Happening {
     /// The worker begins, or has run, what it has at the head of its queue.
     Begins(WorkerId, TaskId, Attempt),
     Ends(WorkerId, TaskId, Attempt),
+    /// The worker has run what it had parked.
+    EndsParked(WorkerId, TaskId, Attempt),
     Dies(WorkerId),
     Reported(Event),
     /// A worker drops a result by mistake.
@@ -66,6 +68,8 @@ pub(crate) struct GraphWorld {
     pub(crate) workers: BTreeMap<WorkerId, SimWorker>,
     pub(crate) faults: Faults,
     pub(crate) killable: bool,
+    /// Tasks may wait for others.
+    parks: bool,
     pub(crate) open: bool,
     pub(crate) resources: Resources,
     pub(crate) depth: u32,
@@ -119,6 +123,7 @@ impl GraphWorld {
             workers: BTreeMap::new(),
             faults,
             killable: rng.chance(70),
+            parks: rng.chance(50),
             open,
             resources,
             depth: rng.small(1, 4),
@@ -271,6 +276,7 @@ impl GraphWorld {
             Happening::Arrives(worker, order) => self.arrives(worker, order),
             Happening::Begins(worker, task, attempt) => self.begins(worker, task, attempt),
             Happening::Ends(worker, task, attempt) => self.ends(worker, task, attempt),
+            Happening::EndsParked(worker, task, attempt) => self.ends_parked(worker, task, attempt),
             Happening::Dies(worker) => self.dies(worker),
             Happening::Reported(event) => self.tell(event),
             Happening::Drops(worker) => self.drops(worker),

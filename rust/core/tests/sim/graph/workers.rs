@@ -39,6 +39,8 @@ pub(crate) struct SimWorker {
     pub(crate) spec: WorkerSpec,
     /// The first one is running.
     pub(crate) jobs: VecDeque<Job>,
+    /// They wait for others.
+    parked: Vec<(TaskId, Attempt)>,
     pub(crate) store: BTreeSet<TaskId>,
     inbox_until: u64,
     outbox_until: u64,
@@ -46,7 +48,14 @@ pub(crate) struct SimWorker {
 
 impl SimWorker {
     pub(crate) fn new(spec: WorkerSpec) -> SimWorker {
-        SimWorker { spec, jobs: VecDeque::new(), store: BTreeSet::new(), inbox_until: 0, outbox_until: 0 }
+        SimWorker {
+            spec,
+            jobs: VecDeque::new(),
+            parked: Vec::new(),
+            store: BTreeSet::new(),
+            inbox_until: 0,
+            outbox_until: 0,
+        }
     }
 }
 
@@ -86,7 +95,8 @@ impl GraphWorld {
     /// Workers that hold tasks of the call that it still waits for.
     fn engaged(&self, call: rustdask_core::CallId) -> BTreeSet<WorkerId> {
         let of_call = |task: &TaskId| self.ledger.tasks.get(task).is_some_and(|task| task.call == call);
-        let current = self.ledger.held.keys().filter(|(_, task, _)| of_call(task) && self.machine.is_assigned(*task));
+        let known = |task: &TaskId| self.machine.is_assigned(*task) && !self.machine.is_parked(*task);
+        let current = self.ledger.held.keys().filter(|(_, task, _)| of_call(task) && known(task));
         current.map(|(worker, ..)| *worker).collect()
     }
 
@@ -166,22 +176,54 @@ impl GraphWorld {
         let sim = self.ledger.tasks.get(&task);
         let (run_us, poison) = sim.map_or((50, false), |task| (task.run_us, task.poison));
         let dies = self.rng.chance(self.faults.death) || poison;
+        if !dies && self.parks && sim.is_some_and(|task| !task.plain) && self.rng.chance(10) {
+            return self.parks(id, task, attempt, run_us);
+        }
         let what = if dies { Happening::Dies(id) } else { Happening::Ends(id, task, attempt) };
         let time = self.now_us + run_us;
         self.at(time, what);
     }
 
-    pub(crate) fn ends(&mut self, id: WorkerId, task: TaskId, attempt: Attempt) {
+    /// The task waits for something. The worker goes on with the next one meanwhile.
+    fn parks(&mut self, id: WorkerId, task: TaskId, attempt: Attempt, run_us: u64) {
+        self.workers.get_mut(&id).expect("is alive").parked.push((task, attempt));
+        self.report(id, Event::TaskParked { worker: id, task, attempt });
+        self.next_job(id);
+        let waits_us = self.rng.range(0, 5 * run_us.max(1));
+        let what = match self.rng.chance(self.faults.death) {
+            true => Happening::Dies(id),
+            false => Happening::EndsParked(id, task, attempt),
+        };
+        self.at(self.now_us + run_us + waits_us, what);
+    }
+
+    pub(crate) fn ends_parked(&mut self, id: WorkerId, task: TaskId, attempt: Attempt) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let (mut outcome, mut size_bytes) = (Outcome::Ok, 1);
-        if let Some(sim) = self.ledger.tasks.get_mut(&task) {
-            sim.ran += 1;
-            size_bytes = sim.size_bytes;
-            if sim.errors > 0 {
-                sim.errors -= 1;
-                outcome = Outcome::Err;
-            }
+        worker.parked.retain(|parked| *parked != (task, attempt));
+        let (outcome, size_bytes) = self.run(task);
+        if outcome == Outcome::Ok {
+            self.workers.get_mut(&id).expect("is alive").store.insert(task);
         }
+        self.report(id, Event::TaskFinished { worker: id, task, attempt, outcome, size_bytes });
+    }
+
+    /// How the task ends this time.
+    fn run(&mut self, task: TaskId) -> (Outcome, u64) {
+        let Some(sim) = self.ledger.tasks.get_mut(&task) else { return (Outcome::Ok, 1) };
+        sim.ran += 1;
+        if sim.errors > 0 {
+            sim.errors -= 1;
+            return (Outcome::Err, sim.size_bytes);
+        }
+        (Outcome::Ok, sim.size_bytes)
+    }
+
+    pub(crate) fn ends(&mut self, id: WorkerId, task: TaskId, attempt: Attempt) {
+        if !self.workers.contains_key(&id) {
+            return;
+        }
+        let (outcome, size_bytes) = self.run(task);
+        let worker = self.workers.get_mut(&id).expect("is alive");
         if outcome == Outcome::Ok && worker.jobs.front().is_some_and(|job| job.keeps) {
             worker.store.insert(task);
         }

@@ -1,0 +1,96 @@
+//! Tasks that wait for others, and have given up their places on their workers meanwhile.
+//!
+//! So no depth of nesting runs out of workers. A parked task keeps its resources, counts for nothing else, and ends
+//! like any other.
+
+use crate::action::{Action, KillReason};
+use crate::event::Outcome;
+use crate::id::{Attempt, CallId, TaskId, WorkerId};
+
+use super::worker::Slot;
+use super::{Out, Scheduler};
+
+impl Scheduler {
+    pub(super) fn task_parked(&mut self, worker: WorkerId, task: TaskId, attempt: Attempt) {
+        match self.roster.find(worker, task, attempt) {
+            Some(0) if self.roster.slot(worker, task, attempt).is_some_and(|slot| slot.task.node.is_some()) => {
+                self.park(worker);
+            }
+            // It was parked before.
+            None if self.roster.parked_slot(worker, task, attempt).is_some() => {}
+            _ => self.stale += 1,
+        }
+    }
+
+    /// Takes in the end of a task that is parked; false if it is not.
+    pub(super) fn parked_finished(
+        &mut self,
+        worker: WorkerId,
+        task: TaskId,
+        attempt: Attempt,
+        how: (Outcome, u64),
+        out: &mut Out<'_>,
+    ) -> bool {
+        let Some(slot) = self.unpark(worker, task, attempt) else { return false };
+        match slot.task.node {
+            Some(node) if slot.wanted => self.ended(node, slot.task, worker, how, out),
+            _ => {
+                self.stale += 1;
+                if how.0 == Outcome::Ok && self.holders(task).all(|holder| holder != worker) {
+                    out.push(Action::Forget { worker, task });
+                }
+            }
+        }
+        true
+    }
+
+    fn unpark(&mut self, from: WorkerId, task: TaskId, attempt: Attempt) -> Option<Slot> {
+        let worker = self.roster.workers.get_mut(&from)?;
+        let at = worker.parked.iter().position(|slot| (slot.task.id, slot.task.attempt) == (task, attempt))?;
+        let slot = worker.parked.swap_remove(at);
+        self.parked -= 1;
+        if let Some((pool, grants)) = worker.pool.zip(slot.grants.as_deref()) {
+            self.roster.pools.give_back(pool, grants);
+            // What was granted may be what others wait for.
+            self.stir(from);
+        }
+        Some(slot)
+    }
+
+    /// Nobody needs the parked task any more; false if it is not parked there.
+    pub(super) fn let_go_parked(
+        &mut self,
+        on: WorkerId,
+        task: TaskId,
+        attempt: Attempt,
+        force: bool,
+        out: &mut Out<'_>,
+    ) -> bool {
+        let Some(worker) = self.roster.workers.get_mut(&on) else { return false };
+        let (ends, parked) = (force && worker.spec.killable && !worker.leaving, &mut worker.parked);
+        let slot = parked.iter_mut().find(|slot| (slot.task.id, slot.task.attempt) == (task, attempt));
+        let Some(slot) = slot else { return false };
+        slot.wanted = false;
+        if ends {
+            self.kill(on, KillReason::Cancelled, out);
+        }
+        true
+    }
+
+    /// Disowns the parked tasks of a closed call. What they wait for will not come, so their workers are ended.
+    pub(super) fn abandon_parked(&mut self, call: CallId, out: &mut Out<'_>) {
+        if self.parked == 0 {
+            return;
+        }
+        let mut waiting = Vec::new();
+        for (&id, worker) in &mut self.roster.workers {
+            let of_call = worker.parked.iter_mut().filter(|slot| slot.serves(call));
+            let disowned = of_call.map(|slot| slot.wanted = false).count();
+            if disowned > 0 && worker.spec.killable && !worker.leaving {
+                waiting.push(id);
+            }
+        }
+        waiting.sort_unstable();
+        waiting.into_iter().for_each(|id| self.kill(id, KillReason::Cancelled, out));
+    }
+}

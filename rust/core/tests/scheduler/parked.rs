@@ -1,0 +1,129 @@
+//! Tasks that wait for others give their places up.
+
+use crate::common::graph::*;
+use crate::common::*;
+use rustdask_core::scheduler::Config;
+use rustdask_core::{Attempt, Event, KillReason, TaskId, TaskSpec, WorkerId, WorkerSpec};
+
+fn world(workers: u32) -> World {
+    let config = Config { durable: true, max_workers: workers, start_resources: gpus(1.0), ..config() };
+    let mut world = World::with_workers(config, workers, WorkerSpec { resources: gpus(1.0), ..process(1) });
+    world.open(1, call(u32::MAX));
+    world
+}
+
+fn park(w: &mut World, worker: u32, task: u64, attempt: u32) {
+    w.handle(Event::TaskParked { worker: WorkerId(worker), task: TaskId(task), attempt: Attempt(attempt) });
+}
+
+#[test]
+fn nesting_of_any_depth_ends_on_one_worker() {
+    let mut w = world(1);
+    for depth in 0..100 {
+        w.graph(1, [task(depth, &[])]);
+        w.claim([run(0, depth)]);
+        park(&mut w, 0, depth, 0);
+        w.claim([]);
+    }
+    for depth in (0..100).rev() {
+        w.made(0, depth, 1);
+        w.claim([done(1, depth, 0)]);
+    }
+    assert_eq!(w.machine.holds(WorkerId(0)), Some(0));
+}
+
+#[test]
+fn a_parked_task_keeps_what_it_was_granted() {
+    let mut w = world(1);
+    w.graph(1, [TaskSpec { resources: gpus(1.0), ..task(10, &[]) }]);
+    w.claim([run(0, 10)]);
+    park(&mut w, 0, 10, 0);
+    w.graph(1, [TaskSpec { resources: gpus(1.0), ..task(11, &[]) }, task(12, &[])]);
+    w.claim([run(0, 12)]);
+    w.made(0, 12, 1);
+    w.made(0, 10, 1);
+    w.claim([done(1, 12, 0), done(1, 10, 0), run(0, 11)]);
+}
+
+#[test]
+fn parked_tasks_of_a_lost_worker_are_run_again_and_share_the_blame() {
+    let mut w = world(1);
+    w.graph(1, [task(10, &[])]);
+    w.claim([run(0, 10)]);
+    park(&mut w, 0, 10, 0);
+    w.lost(0);
+    w.claim([start(1)]);
+    w.joined(1, process(1));
+    w.claim([rerun(1, 10, 1)]);
+    park(&mut w, 1, 10, 1);
+    w.made_again(0, 10, 0);
+    w.claim([]);
+    w.made_again(1, 10, 1);
+    w.claim([done(1, 10, 1)]);
+}
+
+#[test]
+fn a_parked_task_can_be_cancelled() {
+    let mut w = world(1);
+    w.graph(1, [task(10, &[]), task(11, &[10])]);
+    w.claim([run(0, 10)]);
+    park(&mut w, 0, 10, 0);
+    w.cancel(1, [10]);
+    w.claim([cancelled(1, 10), cancelled(1, 11)]);
+    w.made(0, 10, 1);
+    w.claim([forget(0, 10)]);
+    w.graph(1, [task(12, &[])]);
+    w.claim([run(0, 12)]);
+    park(&mut w, 0, 12, 0);
+    w.cancel_by_force(1, [12]);
+    w.claim([kill(0, KillReason::Cancelled), cancelled(1, 12)]);
+}
+
+#[test]
+fn a_closed_call_ends_the_workers_whose_tasks_wait() {
+    let mut w = world(2);
+    w.open(2, call(u32::MAX));
+    w.graph(1, [task(10, &[])]);
+    w.graph(2, [task(20, &[])]);
+    w.claim([run(0, 10), run(1, 20)]);
+    park(&mut w, 0, 10, 0);
+    w.close(1);
+    w.claim([kill(0, KillReason::Cancelled)]);
+    w.lost(0);
+    w.made(1, 20, 1);
+    w.claim([done(2, 20, 1)]);
+}
+
+#[test]
+fn only_what_runs_can_be_parked() {
+    let mut w = world(1);
+    w.graph(1, [task(10, &[])]);
+    w.claim([run(0, 10)]);
+    park(&mut w, 0, 10, 7);
+    park(&mut w, 3, 10, 0);
+    assert_eq!(w.machine.stats().stale, 2);
+    park(&mut w, 0, 10, 0);
+    park(&mut w, 0, 10, 0);
+    assert_eq!(w.machine.stats().stale, 2);
+    w.made(0, 10, 1);
+    w.claim([done(1, 10, 0)]);
+}
+
+#[test]
+fn as_many_workers_as_were_requested_are_there() {
+    let mut w = World::with(Config { max_workers: 3, ..config() });
+    w.handle(Event::WorkersRequested { count: 2 });
+    w.claim([start(0), start(1)]);
+    w.joined(0, process(1));
+    w.joined(1, process(1));
+    w.claim([]);
+    w.lost(0);
+    w.claim([start(2)]);
+    w.lost(2);
+    w.claim([start(3)]);
+    w.handle(Event::WorkersRequested { count: 5 });
+    w.claim([start(4)]);
+    w.handle(Event::WorkersRequested { count: 0 });
+    w.lost(1);
+    w.claim([]);
+}
