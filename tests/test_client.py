@@ -527,3 +527,39 @@ def test_tasks_wait_for_the_resources_that_they_ask_for(gauge):
 def test_what_no_worker_has_is_refused(client):
     with pytest.raises(RuntimeError, match="no worker can run"):
         client.submit(tasks.square, 2, resources={"TPU": 1}).result(timeout=PATIENCE_S)
+
+
+# Nested submission
+
+
+def test_tasks_submit_tasks_and_wait_for_them(threads):
+    def fib(n):
+        if n < 2:
+            return n
+        client = get_client()
+        return sum(client.gather(client.map(fib, [n - 1, n - 2])))
+
+    assert threads.submit(fib, 9).result(timeout=PATIENCE_S) == 34
+
+
+def test_nesting_of_any_depth_does_not_deadlock():
+    def down(n):
+        return n if n == 0 else get_client().submit(down, n - 1).result() + 1
+
+    with Client(n_workers=1, processes=False) as client:
+        assert client.submit(down, 60).result(timeout=PATIENCE_S) == 60
+
+
+def test_no_more_tasks_run_at_once_than_there_are_workers(gauge):
+    def leaf(_):
+        return tasks.linger_inside(gauge)
+
+    def branch(_):
+        with gauge_off():
+            get_client().gather(get_client().map(leaf, range(4)))
+
+    from contextlib import nullcontext as gauge_off
+
+    with Client(n_workers=2, processes=False) as client:
+        client.gather(client.map(branch, range(4)))
+    assert gauge.peak <= 2

@@ -6,7 +6,10 @@ A client has a pool: threads of this process, or worker processes. The one that 
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -22,7 +25,10 @@ _open: list[weakref.ref[Client]] = []
 _by_session: weakref.WeakValueDictionary[_core.Session, Client] = weakref.WeakValueDictionary()
 _default: Client | None = None
 _default_lock = threading.Lock()
-_forgotten: set[Future] = set()
+
+_FIRST = 1 << 30
+"""A priority above those of users."""
+_LOOK_AGAIN_SECONDS = 0.002
 
 
 class Client:
@@ -85,10 +91,13 @@ class Client:
             return _core.Session.threads(workers=threads, resources=self.resources)
         from rustdask._serialize import GraphSerializer
 
+        # Without a reference to the client, which would keep itself alive.
+        settings = functools.partial(worker_settings, max(1, cores().count // self.n_workers), self._devices)
+
         return _core.Session.processes(
             workers=self.n_workers,
             launch=launch,
-            serializer=GraphSerializer(self._worker_settings),
+            serializer=GraphSerializer(settings),
             resources=self.resources,
             memory_limit=self.memory_limit or 0,
         )
@@ -97,9 +106,6 @@ class Client:
     def devices(self) -> dict[str, list[str]]:
         """Names of the units of resources, where they have any."""
         return self._devices
-
-    def _worker_settings(self) -> Any:
-        return worker_settings(max(1, cores().count // self.n_workers), self._devices)
 
     # Submitting
 
@@ -204,7 +210,7 @@ class Client:
         future = self._named.get(key)
         if future is None or future.status in ("released", "cancelled"):
             return None
-        return future.another(Future)  # type: ignore[no-any-return]
+        return future.another(Future)
 
     # Data
 
@@ -258,7 +264,7 @@ class Client:
         return _ready(made) if self.asynchronous else made
 
     def _scatter_one(self, value: Any) -> Future:
-        return self._session.scatter(Future, value)  # type: ignore[no-any-return]
+        return self._session.scatter(Future, value)
 
     # Control
 
@@ -284,21 +290,43 @@ class Client:
         dict
             Results, by the names of the workers.
         """
-        names = list(self.scheduler_info()["workers"])
+        self._wait_for_workers(None, None)
+        pins: dict[int, int | None] = {name: name for name in self._workers()} if self.processes else {0: None}
         futures = {
-            name: self.submit(function, *args, workers=None if len(names) == 1 else [name], priority=1 << 30, **kwargs)
-            for name in names
+            name: self.submit(function, *args, workers=pin, priority=_FIRST, **kwargs) for name, pin in pins.items()
         }
         return self.gather(futures)
 
     def scheduler_info(self) -> dict[str, Any]:
-        """Return what the client has: its workers, by name, with their threads, memory limits and resources."""
+        """Return what the client has.
+
+        Returns
+        -------
+        dict
+            ``workers``: by name, a dict of ``nthreads``, ``memory_limit`` in bytes or None, ``pid`` and ``resources``,
+            which all workers have together. ``known``, ``active``: tasks that are kept, and those of them that have
+            not ended.
+        """
         return {
             "type": "Scheduler",
-            "address": "threads of this process",
-            "workers": {0: {"nthreads": self.n_workers * self.threads_per_worker, "resources": self.resources}},
-            **self._session.stats(),
+            "address": "worker processes" if self.processes else "threads of this process",
+            "workers": self._workers(),
+            **{name: count for name, count in self._session.stats().items() if name != "workers"},
         }
+
+    def _workers(self) -> dict[int, dict[str, Any]]:
+        common = {"memory_limit": self.memory_limit, "resources": self.resources}
+        if not self.processes:
+            threads = self.n_workers * self.threads_per_worker
+            return {0: {"nthreads": threads, "pid": os.getpid(), **common}}
+        running = self._session.workers()
+        return {name: {"nthreads": 1, "pid": pid, "rank": rank, **common} for name, rank, pid in running}
+
+    def ncores(self) -> dict[int, int]:
+        """Return how many tasks each worker runs at once, by name."""
+        return {name: worker["nthreads"] for name, worker in self._workers().items()}
+
+    nthreads = ncores
 
     def wait_for_workers(self, n_workers: int | None = None, timeout: float | None = None) -> Any:
         """Wait until workers have started.
@@ -319,7 +347,19 @@ class Client:
         """
         if n_workers is not None and n_workers > self.n_workers:
             raise ValueError(f"this client has {self.n_workers} workers, so there will not be {n_workers}")
-        return _ready(None) if self.asynchronous else None
+        if self.asynchronous:
+            import asyncio
+
+            return asyncio.to_thread(self._wait_for_workers, n_workers, timeout)
+        return self._wait_for_workers(n_workers, timeout)
+
+    def _wait_for_workers(self, n_workers: int | None, timeout: float | None) -> None:
+        wanted = n_workers or self.n_workers
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (there := self._session.stats()["workers"]) < wanted and not self.closed:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{there} of {wanted} workers have started within {timeout:g} s")
+            time.sleep(_LOOK_AGAIN_SECONDS)
 
     # Dask's collections
 

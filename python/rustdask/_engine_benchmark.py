@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rustdask import _core
-from rustdask._joblib import _launch, _load, cores
+from rustdask._joblib import launch, _load, cores
 from rustdask._payload import Settings
 
 
@@ -80,7 +80,7 @@ def _open(mode: str, n_workers: int, on_done: Callable[[int, str, Any, int], boo
         on_done=on_done,
         divisible=True,
         background=False,
-        launch=_launch,
+        launch=launch,
         dump=CallSerializer(Settings()).dump,
         load=_load,
         crash_retries=0,

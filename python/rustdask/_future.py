@@ -231,7 +231,7 @@ class _Callbacks:
         except BaseException:
             import sys
 
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
 
 
 _callbacks = _Callbacks()
@@ -261,8 +261,7 @@ class _Reader:
     def _read(self) -> None:
         for future in self._watch.take():
             for waiter in self._waiting.pop(id(future)):
-                if not waiter.done():
-                    waiter.set_result(None)
+                _wake(waiter)
 
 
 _readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Reader] = weakref.WeakKeyDictionary()
@@ -382,7 +381,7 @@ class as_completed:  # noqa: N801
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         descriptor = self._watch.fileno()
-        loop.add_reader(descriptor, lambda: waiter.done() or waiter.set_result(None))
+        loop.add_reader(descriptor, _wake, waiter)
         try:
             await waiter
         finally:
@@ -399,6 +398,11 @@ class as_completed:  # noqa: N801
         future = self._ready.popleft()
         self._left -= 1
         return (future, future.result()) if self._with_results else future
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class DoneAndNotDone(NamedTuple):

@@ -237,6 +237,23 @@ pub(crate) fn serve(seat: Seat<Work>) {
     });
 }
 
+/// While it lives, the task that this thread runs has given its place up, since it waits for others.
+pub(crate) struct Parked(Arc<Seat<Work>>);
+
+impl Parked {
+    /// None if this thread runs no task of a graph.
+    pub(crate) fn begin() -> Option<Self> {
+        let (task, attempt) = crate::session::current_task()?;
+        let seat = SEAT.with_borrow(Clone::clone)?;
+        seat.park(task, attempt).then_some(Self(seat))
+    }
+
+    /// Go on, once it is this task's turn.
+    pub(crate) fn end(self, py: Python<'_>) {
+        py.detach(|| self.0.unpark());
+    }
+}
+
 /// Run a task that was assigned to this thread, if it is a pool thread and there is one. It may be in the middle of
 /// something: reading what has become of a task, it may have come to a call that waits for this very one. So it is not the
 /// one to read what becomes of that.

@@ -10,7 +10,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use rustdask_core::message::Granted;
-use rustdask_core::{Amount, CallId, CallSpec, Event, HostId, Priority, Resources, TaskId, TaskSpec, WorkerId};
+use rustdask_core::{
+    Amount, Attempt, CallId, CallSpec, Event, HostId, Outcome, Priority, Resources, TaskId, TaskSpec, WorkerId,
+};
 use rustdask_runtime::mailbox::Mailbox;
 use rustdask_runtime::processes::ProcessPoolSpec;
 use rustdask_runtime::template::Launch;
@@ -37,6 +39,12 @@ const TASKS_AHEAD: u32 = 16;
 struct Current {
     session: Arc<SessionInner>,
     node: Arc<Node>,
+    attempt: Attempt,
+}
+
+/// The task that the current thread runs, and its attempt.
+pub(crate) fn current_task() -> Option<(TaskId, Attempt)> {
+    CURRENT.with_borrow(|current| current.as_ref().map(|current| (current.node.id, current.attempt)))
 }
 
 pub(crate) fn first_task() -> u64 {
@@ -287,6 +295,7 @@ impl Session {
             host: Some(HostId(0)),
         };
         let pool = Arc::new(pools::Threads::new(spec, Arc::new(pools::serve)));
+        pool.driver.event(Event::WorkersRequested { count: workers });
         let call = pool.driver.open_call(graph_spec(1), Arc::new(Mailbox::new(None)));
         Ok(Self::over(Engine::Threads(pool), call))
     }
@@ -311,6 +320,7 @@ impl Session {
         let (program, arguments, greeting) = launch.call0()?.extract()?;
         let launch = Launch { program, arguments, greeting };
         let pool = Arc::new(pools::Processes::start(spec, launch, pools::on_output())?);
+        pool.driver.event(Event::WorkersRequested { count: workers });
         let call = pool.driver.open_call(graph_spec(TASKS_AHEAD), Arc::new(Mailbox::new(None)));
         let shipping = Shipping::new(pool.clone(), call, serializer, memory_limit);
         Ok(Self::over(Engine::Processes(pool, shipping), call))
@@ -494,15 +504,7 @@ pub(crate) fn current_grants() -> Vec<GrantedTuple> {
 }
 
 fn graph_spec(depth: u32) -> CallSpec {
-    CallSpec {
-        cap: u32::MAX,
-        crash_retries: 2,
-        item_timeout: None,
-        helper_expected: false,
-        depth,
-        divisible: false,
-        nested: false,
-    }
+    CallSpec { cap: u32::MAX, crash_retries: 2, depth, ..CallSpec::default() }
 }
 
 fn handles<'py>(cls: &Bound<'py, PyAny>, wants: impl Iterator<Item = Want>) -> PyResult<Bound<'py, PyList>> {
@@ -585,10 +587,9 @@ fn parse_resources(resources: Option<HashMap<String, f64>>) -> PyResult<Resource
 }
 
 /// Run a task of a graph in this thread. What it has no more use for is dropped here, outside of all locks.
-pub(crate) fn run_node(py: Python<'_>, node: &Arc<Node>, attempt: rustdask_core::Attempt) -> rustdask_core::Outcome {
-    use rustdask_core::Outcome;
+pub(crate) fn run_node(py: Python<'_>, node: &Arc<Node>, attempt: Attempt) -> Outcome {
     let Some((Job::Here(call), inputs)) = node.job() else { return Outcome::Err };
-    let current = call.session.upgrade().map(|session| Current { session, node: node.clone() });
+    let current = call.session.upgrade().map(|session| Current { session, node: node.clone(), attempt });
     let before = CURRENT.replace(current);
     let outcome = call_here(py, &call, &inputs);
     CURRENT.set(before);

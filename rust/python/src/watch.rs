@@ -38,7 +38,7 @@ struct RingState {
 impl Ring {
     pub(crate) fn ring(&self, token: usize, failed: bool) {
         let (wake, descriptor) = {
-            let mut state = self.state.lock().expect("no holder panics");
+            let mut state = self.lock();
             state.tokens.push_back(token);
             state.told += 1;
             state.failed |= failed;
@@ -58,7 +58,7 @@ impl Ring {
     }
 
     pub(crate) fn take(&self) -> Vec<usize> {
-        let mut state = self.state.lock().expect("no holder panics");
+        let mut state = self.lock();
         if let Some(descriptor) = &state.descriptor {
             let mut count = [0; 8];
             // Empty where nobody has written.
@@ -74,7 +74,7 @@ impl Ring {
 
     /// As [`Ring::wait`], but also until one of the ends is a failure.
     pub(crate) fn wait_or_fail(&self, py: Python<'_>, count: usize) -> PyResult<()> {
-        self.state.lock().expect("no holder panics").wake_for_failure = true;
+        self.lock().wake_for_failure = true;
         self.wait_until(py, None, count, |state| state.told >= count || state.failed).map(|_| ())
     }
 
@@ -86,12 +86,28 @@ impl Ring {
         done: impl Fn(&RingState) -> bool + Sync,
     ) -> PyResult<bool> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        if done(&self.lock()) {
+            return Ok(true);
+        }
         let _attendance = crate::output::Attendance::start();
+        let parked = if deadline.is_some_and(|at| at <= Instant::now()) { None } else { crate::pools::Parked::begin() };
+        let waited = self.wait_in_slices(py, deadline, wake_at, done);
+        parked.into_iter().for_each(|parked| parked.end(py));
+        waited
+    }
+
+    fn wait_in_slices(
+        &self,
+        py: Python<'_>,
+        deadline: Option<Instant>,
+        wake_at: usize,
+        done: impl Fn(&RingState) -> bool + Sync,
+    ) -> PyResult<bool> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let slice = left.map_or(SLICE, |left| left.min(SLICE));
             let there = py.detach(|| {
-                let mut state = self.state.lock().expect("no holder panics");
+                let mut state = self.lock();
                 state.wake_at = wake_at;
                 let waiting = |state: &mut RingState| !done(state);
                 let (state, _) = self.rang.wait_timeout_while(state, slice, waiting).expect("no holder panics");
@@ -106,12 +122,16 @@ impl Ring {
         }
     }
 
+    fn lock(&self) -> std::sync::MutexGuard<'_, RingState> {
+        self.state.lock().expect("no holder panics")
+    }
+
     fn told(&self) -> usize {
-        self.state.lock().expect("no holder panics").told
+        self.lock().told
     }
 
     fn descriptor(&self) -> std::io::Result<Arc<OwnedFd>> {
-        let mut state = self.state.lock().expect("no holder panics");
+        let mut state = self.lock();
         if let Some(descriptor) = &state.descriptor {
             return Ok(descriptor.clone());
         }

@@ -37,17 +37,22 @@ pub struct Assigned<P> {
 struct Slot<P> {
     state: Mutex<SlotState<P>>,
     filled: Condvar,
+    vacated: Condvar,
 }
 
 struct SlotState<P> {
     waiting: VecDeque<Assigned<P>>,
     closed: bool,
+    /// Threads whose tasks have got what they waited for, and that may not go on yet.
+    returning: usize,
+    /// Nobody serves the slot: one of those may.
+    vacant: bool,
 }
 
 impl<P> Slot<P> {
     fn new() -> Arc<Self> {
-        let state = SlotState { waiting: VecDeque::new(), closed: false };
-        Arc::new(Self { state: Mutex::new(state), filled: Condvar::new() })
+        let state = SlotState { waiting: VecDeque::new(), closed: false, returning: 0, vacant: false };
+        Arc::new(Self { state: Mutex::new(state), filled: Condvar::new(), vacated: Condvar::new() })
     }
 }
 
@@ -173,10 +178,14 @@ impl<P: Payload> ThreadShell<P> {
     fn start(&mut self, worker: WorkerId) -> std::io::Result<()> {
         let driver = self.driver.upgrade().expect("the driver's lock is held, so it lives");
         let slot = Slot::new();
-        *self.alive.count.lock().expect("no holder panics") += 1;
-        let seat = Seat { worker, slot: slot.clone(), driver, _leaving: Leaving(self.alive.clone()) };
-        let body = self.body.clone();
-        std::thread::Builder::new().name(format!("rustdask-{}", worker.0)).spawn(move || body(seat))?;
+        let seat = Seat {
+            worker,
+            slot: slot.clone(),
+            driver,
+            body: self.body.clone(),
+            leaving: Leaving::counted(&self.alive),
+        };
+        seat.occupy()?;
         self.slots.insert(worker, slot);
         Ok(())
     }
@@ -302,6 +311,13 @@ impl<P: Payload> ThreadPool<P> {
 
 struct Leaving(Arc<Alive>);
 
+impl Leaving {
+    fn counted(alive: &Arc<Alive>) -> Self {
+        *alive.count.lock().expect("no holder panics") += 1;
+        Self(alive.clone())
+    }
+}
+
 impl Drop for Leaving {
     fn drop(&mut self) {
         *self.0.count.lock().expect("no holder panics") -= 1;
@@ -314,14 +330,64 @@ pub struct Seat<P: Payload> {
     pub worker: WorkerId,
     slot: Arc<Slot<P>>,
     driver: Arc<Driver<ThreadShell<P>>>,
-    _leaving: Leaving,
+    body: ThreadBody<P>,
+    leaving: Leaving,
 }
 
 impl<P: Payload> Seat<P> {
+    /// Start a thread that serves it.
+    fn occupy(self) -> std::io::Result<()> {
+        let (name, body) = (format!("rustdask-{}", self.worker.0), self.body.clone());
+        std::thread::Builder::new().name(name).spawn(move || body(self)).map(|_| ())
+    }
+
+    /// The task that this thread runs is going to wait for others: another thread takes the seat. False if none can be
+    /// started.
+    pub fn park(&self, task: TaskId, attempt: Attempt) -> bool {
+        let stand_in = Seat {
+            worker: self.worker,
+            slot: self.slot.clone(),
+            driver: self.driver.clone(),
+            body: self.body.clone(),
+            leaving: Leaving::counted(&self.leaving.0),
+        };
+        let parked = stand_in.occupy().is_ok();
+        if parked {
+            self.driver.event(Event::TaskParked { worker: self.worker, task, attempt });
+        }
+        parked
+    }
+
+    /// After [`Seat::park`]: wait until whoever has the seat is between two tasks, and take it back.
+    pub fn unpark(&self) {
+        let mut state = self.state();
+        state.returning += 1;
+        self.slot.filled.notify_all();
+        let mut state = self.slot.vacated.wait_while(state, |state| !state.vacant).expect("no holder panics");
+        state.vacant = false;
+        state.returning -= 1;
+    }
+
+    /// Leave the seat to a thread that is returning to it, if one is.
+    fn vacate(&self, state: &mut SlotState<P>) -> bool {
+        if state.returning == 0 {
+            return false;
+        }
+        state.vacant = true;
+        self.slot.vacated.notify_one();
+        true
+    }
+
     /// Sleep until there is a task, or the thread is to end: then false. The task is not taken yet.
     pub fn wait(&self) -> bool {
         let mut state = self.state();
-        while state.waiting.is_empty() {
+        loop {
+            if self.vacate(&mut state) {
+                return false;
+            }
+            if !state.waiting.is_empty() {
+                return true;
+            }
             if state.closed {
                 drop(state);
                 if self.driver.is_idle() {
@@ -341,7 +407,6 @@ impl<P: Payload> Seat<P> {
                 state = self.state();
             }
         }
-        true
     }
 
     fn state(&self) -> MutexGuard<'_, SlotState<P>> {
@@ -355,7 +420,8 @@ impl<P: Payload> Seat<P> {
         at_most: Duration,
     ) -> (MutexGuard<'a, SlotState<P>>, bool) {
         let closed = state.closed;
-        let unchanged = |state: &mut SlotState<P>| state.waiting.is_empty() && state.closed == closed;
+        let unchanged =
+            |state: &mut SlotState<P>| state.waiting.is_empty() && state.closed == closed && state.returning == 0;
         let (state, outcome) =
             self.slot.filled.wait_timeout_while(state, at_most, unchanged).expect("no holder panics");
         (state, outcome.timed_out())
@@ -364,7 +430,11 @@ impl<P: Payload> Seat<P> {
     /// Leave the pool, if it has more threads than cores and none of its tasks is for this one.
     fn retire(&self) -> bool {
         self.driver.with(|state, events| {
-            if !self.state().waiting.is_empty() || state.shell.slots.len() <= state.shell.spec.core_budget as usize {
+            let mine = self.state();
+            if !mine.waiting.is_empty()
+                || mine.returning > 0
+                || state.shell.slots.len() <= state.shell.spec.core_budget as usize
+            {
                 return false;
             }
             state.shell.slots.remove(&self.worker);
@@ -374,9 +444,13 @@ impl<P: Payload> Seat<P> {
         })
     }
 
-    /// The next task, unless it was taken back.
+    /// The next task, unless it was taken back, or another thread is to go on first.
     pub fn take(&self) -> Option<Assigned<P>> {
-        self.state().waiting.pop_front()
+        let mut state = self.state();
+        if state.returning > 0 {
+            return None;
+        }
+        state.waiting.pop_front()
     }
 
     pub fn finished(&self, task: TaskId, attempt: Attempt, outcome: Outcome) {
