@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rustdask import _core
-from rustdask._joblib import launch, _load, cores
+from rustdask._joblib import _load, cores, launch
 from rustdask._payload import Settings
 
 
