@@ -46,12 +46,25 @@ impl std::error::Error for FrameError {}
 
 /// Prefix and header of a frame, ready to be written before its `body_bytes` of body.
 pub fn encode<M: Serialize>(message: &M, body_bytes: usize) -> Vec<u8> {
-    let prefix = vec![0; PREFIX_BYTES];
-    let mut out = postcard::to_extend(message, prefix).expect("messages hold no unserializable values");
-    let header_bytes = (out.len() - PREFIX_BYTES) as u32;
-    out[..4].copy_from_slice(&header_bytes.to_le_bytes());
-    out[4..PREFIX_BYTES].copy_from_slice(&(body_bytes as u64).to_le_bytes());
+    let mut out = Vec::new();
+    encode_head(&mut out, message, body_bytes);
     out
+}
+
+/// Append a whole frame.
+pub fn append<M: Serialize>(out: &mut Vec<u8>, message: &M, body: &[u8]) {
+    encode_head(out, message, body.len());
+    out.extend_from_slice(body);
+}
+
+fn encode_head<M: Serialize>(out: &mut Vec<u8>, message: &M, body_bytes: usize) {
+    let start = out.len();
+    let header = start + PREFIX_BYTES;
+    out.resize(header, 0);
+    *out = postcard::to_extend(message, std::mem::take(out)).expect("messages hold no unserializable values");
+    let header_bytes = (out.len() - header) as u32;
+    out[start..start + 4].copy_from_slice(&header_bytes.to_le_bytes());
+    out[start + 4..header].copy_from_slice(&(body_bytes as u64).to_le_bytes());
 }
 
 /// One message and the bytes that came with it.
@@ -126,8 +139,8 @@ mod tests {
 
     #[test]
     fn frames_survive_any_cut() {
-        let mut stream = encode(&(7u32, "seven"), 3);
-        stream.extend_from_slice(b"abc");
+        let mut stream = Vec::new();
+        append(&mut stream, &(7u32, "seven"), b"abc");
         stream.extend(encode(&(8u32, "eight"), 0));
         for cut in 1..stream.len() {
             let mut decoder = Decoder::new(1 << 20);

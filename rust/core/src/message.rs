@@ -148,6 +148,11 @@ pub enum Report {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromWorker {
     Ready,
+    /// Memory in which reports stand before they are sent, so that they outlive the worker; its file descriptor comes
+    /// with the frame.
+    Ledger {
+        bytes: u64,
+    },
     Finished {
         task: TaskId,
         attempt: Attempt,

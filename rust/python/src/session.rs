@@ -14,7 +14,7 @@ use rustdask_core::{
     Amount, Attempt, CallId, CallSpec, Event, HostId, Outcome, Priority, Resources, TaskId, TaskSpec, WorkerId,
 };
 use rustdask_runtime::mailbox::Mailbox;
-use rustdask_runtime::processes::ProcessPoolSpec;
+use rustdask_runtime::processes::{ProcessPoolSpec, GRAPH_DEPTH};
 use rustdask_runtime::template::Launch;
 use rustdask_runtime::threads::ThreadPoolSpec;
 
@@ -32,9 +32,6 @@ thread_local! {
     /// The session whose task this thread is running.
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
 }
-
-/// Tasks that a worker process holds, the running one included.
-const TASKS_AHEAD: u32 = 16;
 
 struct Current {
     session: Arc<SessionInner>,
@@ -321,7 +318,7 @@ impl Session {
         let launch = Launch { program, arguments, greeting };
         let pool = Arc::new(pools::Processes::start(spec, launch, pools::on_output())?);
         pool.driver.event(Event::WorkersRequested { count: workers });
-        let call = pool.driver.open_call(graph_spec(TASKS_AHEAD), Arc::new(Mailbox::new(None)));
+        let call = pool.driver.open_call(graph_spec(GRAPH_DEPTH), Arc::new(Mailbox::new(None)));
         let shipping = Shipping::new(pool.clone(), call, serializer, memory_limit);
         Ok(Self::over(Engine::Processes(pool, shipping), call))
     }

@@ -44,7 +44,8 @@ pub(crate) fn send(
     let Some(connection) = pool.claim(worker, task, attempt) else { return Ok(()) };
     let items = part.0.end() - part.0.start;
     let sent = make_parcel(py, call, pool, part)
-        .and_then(|parcel| Ok(parcel.send(&connection, task, attempt, items, None)?));
+        .and_then(|parcel| Ok(parcel.hold(&connection, task, attempt, items, None)?));
+    connection.outbox.flush();
     if let Err(error) = sent {
         part.0.set_outcome(Err(error));
         pool.unsent(worker, task, attempt);

@@ -86,7 +86,12 @@ impl WorkerEndpoint {
     /// Wait for a task.
     fn next_task(&self, py: Python<'_>) -> PyResult<WorkerTask> {
         loop {
-            if let Some(task) = py.detach(|| self.0.next_task(SLICE))? {
+            // Where one is there already, nobody else need run in between.
+            let mut found = self.0.next_task(Duration::ZERO)?;
+            if found.is_none() {
+                found = py.detach(|| self.0.next_task(SLICE))?;
+            }
+            if let Some(task) = found {
                 return Ok(WorkerTask {
                     task: task.run.task,
                     attempt: task.run.attempt,

@@ -150,6 +150,8 @@ pub trait Shell: Send + Sized + 'static {
     fn start_failure(&self) -> String;
     /// A call is over: forget what is kept for it, and take back what no worker has begun of it.
     fn call_closed(&mut self, call: CallId, followups: &mut VecDeque<Event>);
+    /// All is decided for now: send what was kept for that.
+    fn flush(&mut self) {}
 }
 
 /// A task on its way to a worker.
@@ -311,6 +313,7 @@ impl<S: Shell> Driver<S> {
         let mut garbage = Vec::new();
         self.take_released(events);
         state.settle(self.epoch.elapsed(), events, &mut garbage);
+        state.shell.flush();
         let deadline = state.deadline_to_arm();
         drop(state);
         drop(garbage);
@@ -498,6 +501,11 @@ impl<S: Shell> State<S> {
         let dropped: Vec<_> = self.tasks.extract_if(|_, task| of_call(task)).map(|(_, task)| task.payload).collect();
         dropped.iter().for_each(|payload| payload.ended(end()));
         dropped
+    }
+
+    /// The call of a task, if it belongs to a graph.
+    pub fn call_of_linked(&self, task: TaskId) -> Option<CallId> {
+        self.tasks.get(&task).filter(|entry| entry.linked).map(|entry| entry.call)
     }
 
     /// What a task carries, while it is there.

@@ -2,7 +2,8 @@
 //!
 //! An I/O thread reads, so that taking tasks back and the end of the parent are noticed while a task
 //! runs and whoever holds the interpreter. When the parent's end closes, the process ends at once.
-//! The thread that runs tasks writes its reports itself.
+//! The thread that runs tasks writes its reports itself. Those of short tasks wait for each other, in memory that the
+//! parent can read should the process end; the I/O thread sends them when a longer task has come in between.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -10,13 +11,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use rustdask_core::frame::Frame;
+use rustdask_core::frame::{self, Frame};
 use rustdask_core::message::{Access, Body, Buffer, Extent, FromWorker, Report, RunTask, Timings, ToWorker};
 use rustdask_core::{Attempt, BlobId, SegmentId, TaskId};
 use rustix::event::{poll, PollFd, PollFlags};
+use rustix::time::{
+    timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
+};
 
 use crate::cursor::Cursor;
-use crate::shm::{Mapping, PageMap, Segment};
+use crate::shm::{Ledger, Mapping, PageMap, Segment};
 use crate::wire::{self, Inbox, Read};
 
 /// Recycled segments that are kept for the next results: this many bytes and segments, this long.
@@ -27,6 +31,16 @@ const KEEP_IDLE: Duration = Duration::from_secs(5);
 const MAX_LENT: usize = 48;
 /// Requests to take tasks back that came before the task; more than this many are leftovers.
 const MAX_EARLY: usize = 1024;
+
+/// Reports that may wait together: of tasks up to so long,
+const SHORT_TASK: Duration = Duration::from_micros(50);
+/// for so long while such tasks follow,
+const GATHER: Duration = Duration::from_micros(100);
+/// and whatever follows.
+const OVERDUE: Duration = Duration::from_micros(200);
+const LEDGER_BYTES: usize = 64 << 10;
+/// A worker with no more tasks than this may run out of them before it gets others.
+const FEW_WAITING: usize = 3;
 
 /// Bytes that the parent sent, where they are.
 #[derive(Clone)]
@@ -69,7 +83,7 @@ type SentBlob = (Body, Arc<Vec<u8>>, Vec<Buffer>);
 #[derive(Default)]
 struct Inner {
     waiting: VecDeque<Queued>,
-    running: Option<(TaskId, Attempt, Arc<Cursor>)>,
+    running: Option<Running>,
     early: HashSet<(TaskId, Attempt)>,
     blobs: HashMap<BlobId, SentBlob>,
     forgotten: Vec<BlobId>,
@@ -83,6 +97,22 @@ struct Inner {
     /// Page faults of this process when no private mapping had been written to.
     clean_at: Option<u64>,
     results: Results,
+}
+
+struct Running {
+    task: TaskId,
+    attempt: Attempt,
+    cursor: Arc<Cursor>,
+    begun: Instant,
+}
+
+/// Reports that wait to be sent.
+struct Outgoing {
+    ledger: Ledger,
+    count: usize,
+    since: Option<Instant>,
+    /// The timer will go off.
+    armed: bool,
 }
 
 /// Our own segments, which results are written to.
@@ -149,8 +179,10 @@ impl Results {
 }
 
 pub struct Endpoint {
-    socket: Arc<OwnedFd>,
-    sending: Mutex<()>,
+    socket: OwnedFd,
+    outgoing: Mutex<Outgoing>,
+    /// Goes off when reports are overdue.
+    timer: OwnedFd,
     inner: Mutex<Inner>,
     arrived: Condvar,
     pages: Option<PageMap>,
@@ -159,9 +191,11 @@ pub struct Endpoint {
 impl Endpoint {
     /// Take the connection over and say that the worker is ready.
     pub fn start(socket: OwnedFd) -> io::Result<Arc<Self>> {
+        let (ledger, segment) = Ledger::create(LEDGER_BYTES)?;
         let endpoint = Arc::new(Self {
-            socket: Arc::new(socket),
-            sending: Mutex::new(()),
+            socket,
+            outgoing: Mutex::new(Outgoing { ledger, count: 0, since: None, armed: false }),
+            timer: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?,
             inner: Mutex::default(),
             arrived: Condvar::new(),
             // Without it (a hardened /proc), mappings are not reused between tasks.
@@ -169,6 +203,7 @@ impl Endpoint {
         });
         let reader = endpoint.clone();
         std::thread::Builder::new().name("rustdask-io".into()).spawn(move || reader.read_until_closed())?;
+        endpoint.send(&FromWorker::Ledger { bytes: segment.bytes }, &[], Some(&segment))?;
         endpoint.send(&FromWorker::Ready, &[], None)?;
         Ok(endpoint)
     }
@@ -176,11 +211,12 @@ impl Endpoint {
     /// Wait for the next task, at most `limit`.
     pub fn next_task(&self, limit: Duration) -> io::Result<Option<Task>> {
         let mut inner = self.inner.lock().expect("no holder panics");
-        if inner.waiting.is_empty() {
+        if inner.waiting.is_empty() && !limit.is_zero() {
             inner = self.arrived.wait_timeout(inner, limit).expect("no holder panics").0;
         }
         let Some(queued) = inner.waiting.pop_front() else { return Ok(None) };
-        inner.running = Some((queued.run.task, queued.run.attempt, queued.cursor.clone()));
+        let (task, attempt, cursor) = (queued.run.task, queued.run.attempt, queued.cursor.clone());
+        inner.running = Some(Running { task, attempt, cursor, begun: Instant::now() });
         let body = inner.bytes(queued.run.body, Arc::new(queued.inline))?;
         Ok(Some(Task { run: queued.run, body, cursor: queued.cursor }))
     }
@@ -261,23 +297,33 @@ impl Endpoint {
             Body::Inline
         };
         let inline = if matches!(body, Body::Inline) { pickle } else { &[] };
-        let kept = {
+        let (kept, short, waiting) = {
             let mut inner = self.inner.lock().expect("no holder panics");
-            inner.running = None;
-            inner.newly_kept()
+            let ran = inner.running.take();
+            let short = ran.is_some_and(|ran| ran.begun.elapsed() < SHORT_TASK);
+            (inner.newly_kept(), short, inner.waiting.len())
         };
         // Before the report: once that is there, the parent may fill the task's segments again.
         for segment in kept {
             self.send(&FromWorker::Kept { segment }, &[], None)?;
         }
         let kept = keeps_result;
-        self.send(&FromWorker::Finished { task, attempt, report, body, buffers, timings, kept }, inline, None)
+        let finished = FromWorker::Finished { task, attempt, report, body, buffers, timings, kept };
+        let mut outgoing = self.outgoing.lock().expect("no holder panics");
+        if short && outgoing.may_wait(waiting) && outgoing.hold(&finished, inline) {
+            return self.arm(&mut outgoing, OVERDUE);
+        }
+        self.write(&mut outgoing, &finished, inline, None)
     }
 
     /// After a task and all that it referred to: undo what it wrote to its arguments, so that the next
     /// task finds them as they were sent. Mappings that somebody has kept are left to them.
     pub fn settle(&self) {
         let mut inner = self.inner.lock().expect("no holder panics");
+        if inner.mappings.is_empty() {
+            inner.clean_at = None;
+            return;
+        }
         inner.note_kept();
         // A page becomes private by a fault: where there was none, nothing was written.
         let faults = page_faults();
@@ -304,8 +350,47 @@ impl Endpoint {
     }
 
     fn send(&self, message: &FromWorker, body: &[u8], fd: Option<&Segment>) -> io::Result<()> {
-        let _turn = self.sending.lock().expect("no holder panics");
-        wire::send_blocking(self.socket.as_fd(), message, body, fd.map(AsFd::as_fd))
+        let mut outgoing = self.outgoing.lock().expect("no holder panics");
+        self.write(&mut outgoing, message, body, fd)
+    }
+
+    /// Write a frame, after the reports that wait.
+    fn write(
+        &self,
+        outgoing: &mut Outgoing,
+        message: &FromWorker,
+        body: &[u8],
+        fd: Option<&Segment>,
+    ) -> io::Result<()> {
+        let mut bytes = outgoing.ledger.as_bytes().to_vec();
+        frame::append(&mut bytes, message, body);
+        wire::write_blocking(self.socket.as_fd(), &bytes, fd.map(AsFd::as_fd))?;
+        outgoing.sent();
+        Ok(())
+    }
+
+    /// Have the I/O thread look after reports, unless it will anyway.
+    fn arm(&self, outgoing: &mut Outgoing, after: Duration) -> io::Result<()> {
+        if !std::mem::replace(&mut outgoing.armed, true) {
+            let value = Timespec { tv_sec: 0, tv_nsec: i64::from(after.subsec_nanos().max(1)) };
+            let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        }
+        Ok(())
+    }
+
+    /// The timer has gone off: send the reports, or wait for them to be overdue.
+    fn send_overdue(&self) -> io::Result<()> {
+        let mut outgoing = self.outgoing.lock().expect("no holder panics");
+        outgoing.armed = false;
+        let Some(since) = outgoing.since else { return Ok(()) };
+        let left = OVERDUE.saturating_sub(since.elapsed());
+        if !left.is_zero() {
+            return self.arm(&mut outgoing, left);
+        }
+        wire::write_blocking(self.socket.as_fd(), outgoing.ledger.as_bytes(), None)?;
+        outgoing.sent();
+        Ok(())
     }
 
     fn read_until_closed(&self) {
@@ -322,23 +407,37 @@ impl Endpoint {
             if inbox.read(self.socket.as_fd(), true)? == Read::Closed {
                 return Ok(());
             }
+            let mut queued = false;
             while let Some(frame) = inbox.next_frame::<ToWorker>()? {
+                queued |= matches!(frame.message, ToWorker::Run(_));
                 self.handle(frame, &mut inbox)?;
+            }
+            if queued {
+                self.arrived.notify_one();
             }
         }
     }
 
-    /// Wait for the parent's next word; give surplus segments up meanwhile.
+    /// Wait for the parent's next word; send reports that are overdue and give surplus segments up meanwhile.
     fn wait_readable(&self) -> io::Result<()> {
         loop {
             let has_free = !self.inner.lock().expect("no holder panics").results.free.is_empty();
-            let timeout = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-            let mut fds = [PollFd::new(&*self.socket, PollFlags::IN)];
+            let timeout = Timespec { tv_sec: 1, tv_nsec: 0 };
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
             let ready = rustix::io::retry_on_intr(|| poll(&mut fds, has_free.then_some(&timeout)))?;
-            if ready > 0 {
+            let [socket, timer] = fds.map(|fd| !fd.revents().is_empty());
+            if timer {
+                let mut expirations = [0u8; 8];
+                // Nothing is there when it was set again in the meantime.
+                let _ = rustix::io::read(&self.timer, &mut expirations);
+                self.send_overdue()?;
+            }
+            if socket {
                 return Ok(());
             }
-            self.give_up_surplus()?;
+            if ready == 0 {
+                self.give_up_surplus()?;
+            }
         }
     }
 
@@ -403,15 +502,13 @@ impl Endpoint {
             return self.send(&FromWorker::Returned { task, attempt, kept: 0 }, &[], None);
         }
         inner.waiting.push_back(Queued { run, inline, cursor });
-        drop(inner);
-        self.arrived.notify_one();
         Ok(())
     }
 
     fn retract(&self, task: TaskId, attempt: Attempt) -> io::Result<()> {
         let mut inner = self.inner.lock().expect("no holder panics");
         let kept = match &inner.running {
-            Some((running, current, cursor)) if (*running, *current) == (task, attempt) => Some(cursor.cut()),
+            Some(running) if (running.task, running.attempt) == (task, attempt) => Some(running.cursor.cut()),
             _ => {
                 let before = inner.waiting.len();
                 inner.waiting.retain(|queued| (queued.run.task, queued.run.attempt) != (task, attempt));
@@ -430,6 +527,31 @@ impl Endpoint {
             Some(kept) => self.send(&FromWorker::Returned { task, attempt, kept }, &[], None),
             None => Ok(()),
         }
+    }
+}
+
+impl Outgoing {
+    /// Enough tasks wait that the parent need not hear of this one at once to keep the worker busy.
+    fn may_wait(&self, waiting: usize) -> bool {
+        2 * self.count + FEW_WAITING < waiting && self.since.is_none_or(|since| since.elapsed() < GATHER)
+    }
+
+    /// False when there is no room.
+    fn hold(&mut self, message: &FromWorker, body: &[u8]) -> bool {
+        let mut bytes = Vec::with_capacity(body.len() + 64);
+        frame::append(&mut bytes, message, body);
+        let held = self.ledger.push(&bytes);
+        if held {
+            self.count += 1;
+            self.since.get_or_insert_with(Instant::now);
+        }
+        held
+    }
+
+    fn sent(&mut self) {
+        self.ledger.clear();
+        self.count = 0;
+        self.since = None;
     }
 }
 

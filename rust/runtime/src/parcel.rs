@@ -7,9 +7,8 @@ use rustdask_core::message::{Body, Buffer, Granted, Linked, RunTask, ToWorker};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId};
 
 use crate::driver::Links;
-use crate::processes::Connection;
+use crate::processes::{Connection, Told};
 use crate::shm::Segment;
-use crate::wire::append_frame;
 
 /// Bytes on their way: a pickle, its buffers, and the shared memory that they are in.
 pub struct Contents {
@@ -21,8 +20,8 @@ pub struct Contents {
 }
 
 impl Contents {
-    pub(crate) fn announce(&self, connection: &Connection) -> io::Result<()> {
-        self.segments.iter().try_for_each(|(id, segment)| connection.announce(*id, segment))
+    pub(crate) fn announce(&self, connection: &Connection, told: &mut Told) -> io::Result<()> {
+        self.segments.iter().try_for_each(|(id, segment)| connection.announce(told, *id, segment))
     }
 }
 
@@ -48,8 +47,8 @@ impl Blob {
 }
 
 impl Parcel {
-    /// With the results that a task of a graph takes.
-    pub fn send(
+    /// Have it go with what is flushed next; with the results that a task of a graph takes.
+    pub fn hold(
         &self,
         connection: &Arc<Connection>,
         task: TaskId,
@@ -57,21 +56,23 @@ impl Parcel {
         items: u32,
         links: Option<&Links>,
     ) -> io::Result<()> {
-        let mut frames = connection.take_forgotten_frames();
+        // Locked until all is in its place: nobody else may send a task before the blob that this one was to bring.
+        let mut told = connection.told();
+        connection.hold_forgotten(&mut told);
         for (input, stored) in links.iter().flat_map(|links| &links.inputs) {
-            if connection.needs_result(*input) {
-                stored.ship(connection, *input, &mut frames)?;
+            if told.needs_result(*input) {
+                stored.ship(connection, &mut told, *input)?;
             }
         }
         for blob in &self.blobs {
-            if connection.needs_blob(blob.id.0) {
+            if told.needs_blob(blob.id) {
                 let Contents { inline, body, buffers, .. } = &blob.contents;
-                blob.contents.announce(connection)?;
+                blob.contents.announce(connection, &mut told)?;
                 let message = ToWorker::Blob { blob: blob.id, body: *body, buffers: buffers.clone() };
-                append_frame(&mut frames, &message, inline);
+                connection.outbox.hold(&message, inline, None);
             }
         }
-        self.contents.announce(connection)?;
+        self.contents.announce(connection, &mut told)?;
         connection.limit_memory(self.memory_limit);
         let run = RunTask {
             call: self.call,
@@ -86,8 +87,7 @@ impl Parcel {
                 granted: links.granted.iter().map(Granted::from).collect(),
             }),
         };
-        append_frame(&mut frames, &ToWorker::Run(run), &self.contents.inline);
-        connection.outbox.send_frames(frames, None);
+        connection.outbox.hold(&ToWorker::Run(run), &self.contents.inline, None);
         Ok(())
     }
 }

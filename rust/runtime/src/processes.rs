@@ -4,17 +4,17 @@
 //! writes them straight to the worker's socket; the I/O thread reads reports and output, watches memory
 //! and idle time, and learns from the template how a worker ended.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustdask_core::message::{Access, Body, Extent, FromWorker, Report, Timings, ToWorker};
 use rustdask_core::scheduler::Config;
 use rustdask_core::{
-    Attempt, CallId, Event, HostId, KillReason, Outcome, Resources, SegmentId, TaskId, WorkerId, WorkerSpec,
+    Attempt, BlobId, CallId, Event, HostId, KillReason, Outcome, Resources, SegmentId, TaskId, WorkerId, WorkerSpec,
 };
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
@@ -25,14 +25,18 @@ use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
 use crate::endpoint::View;
 use crate::fork;
 use crate::group;
-use crate::shm::{Mapping, Segment};
+use crate::shm::{Ledger, Mapping, Segment};
 use crate::store::Store;
 use crate::stored::Shown;
 use crate::template::{Launch, News, Template, WorkerEnds};
-use crate::wire::{append_frame, Inbox, Outbox, Read};
+use crate::wire::{Inbox, Outbox, Read};
 
-/// Tasks that a worker may hold, the running one included: it never waits for us between two. Calls ask for less at first.
-const DEPTH: u32 = 16;
+/// Tasks that a worker may hold, the running one included: it never waits for us between two. Calls ask for less.
+const DEPTH: u32 = 128;
+/// Of graphs, at least so many, and as many as this is the time for.
+pub const GRAPH_DEPTH: u32 = 4;
+const WORK_AHEAD_US: f64 = 1000.0;
+const PACE_WEIGHT: f64 = 1.0 / 32.0;
 /// How often memory and idle time are looked at while anything is to be looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Unused arguments are kept in shared memory this long.
@@ -56,6 +60,56 @@ pub enum Delivery {
     },
     /// The payload could not be pickled or placed; the caller knows why.
     Unsent,
+}
+
+impl Delivery {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Report { report: Report::Results, .. } => Outcome::Ok,
+            _ => Outcome::Err,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Report { bytes, .. } => *bytes,
+            Self::Unsent => 0,
+        }
+    }
+
+    /// How long the worker had to do with it.
+    fn took(&self) -> Duration {
+        match self {
+            Self::Report { timings, .. } => timings.loading + timings.running + timings.dumping,
+            Self::Unsent => Duration::ZERO,
+        }
+    }
+}
+
+/// How long the tasks of graphs take, and so how many of them a worker is given ahead: waking each other costs the
+/// processes more than a short task does.
+struct Pace {
+    mean_us: f64,
+    depth: u32,
+}
+
+impl Pace {
+    /// The depth that suits, when that has changed for good.
+    fn after(&mut self, took: Duration) -> Option<u32> {
+        self.mean_us += PACE_WEIGHT * (took.as_secs_f64() * 1e6 - self.mean_us);
+        let depth = ((WORK_AHEAD_US / self.mean_us.max(1.0)) as u32).clamp(GRAPH_DEPTH, DEPTH);
+        let changed = depth >= 2 * self.depth || 2 * depth <= self.depth;
+        changed.then(|| {
+            self.depth = depth;
+            depth
+        })
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { mean_us: WORK_AHEAD_US, depth: GRAPH_DEPTH }
+    }
 }
 
 /// Bytes of a report's pickle.
@@ -127,14 +181,14 @@ impl Lease {
     }
 
     /// Let a worker look at it; where it finds it.
-    pub(crate) fn show(&self, to: &Arc<Connection>) -> io::Result<Extent> {
+    pub(crate) fn show(&self, to: &Arc<Connection>, told: &mut Told) -> io::Result<Extent> {
         let mut shown = self.0.shown.lock().expect("no holder panics");
         if shown.is_none() {
             let id = self.0.shared.store.fresh_id();
             *shown = Some(Shown { id, segment: self.segment()?, to: Vec::new() });
         }
         let shown = shown.as_mut().expect("just made");
-        to.announce(shown.id, &shown.segment)?;
+        to.announce(told, shown.id, &shown.segment)?;
         shown.to.push(Arc::downgrade(to));
         Ok(Extent { segment: shown.id, ..self.0.extent })
     }
@@ -191,30 +245,48 @@ pub struct Connection {
     results: Mutex<HashMap<SegmentId, Arc<Received>>>,
     /// Segments of ours and blobs that it has been told of.
     told: Mutex<Told>,
+    /// Where its reports stand before it sends them.
+    ledger: OnceLock<Mapping>,
     memory_limit: AtomicU64,
     stderr_tail: Mutex<VecDeque<u8>>,
     reason: Mutex<Option<String>>,
 }
 
+/// What a worker knows.
 #[derive(Default)]
-struct Told {
-    segments: std::collections::HashSet<SegmentId>,
-    blobs: std::collections::HashSet<u64>,
+pub(crate) struct Told {
+    segments: HashSet<SegmentId>,
+    blobs: HashSet<BlobId>,
     /// Blobs that it will be told to forget with its next task.
-    forgotten: Vec<u64>,
+    forgotten: Vec<BlobId>,
     /// Tasks whose results it has.
-    results: std::collections::HashSet<TaskId>,
+    results: HashSet<TaskId>,
     /// Results that it will be told to forget with its next task, or soon.
     forgotten_results: Vec<TaskId>,
 }
 
+impl Told {
+    /// True the first time that it is asked for this blob.
+    pub(crate) fn needs_blob(&mut self, blob: BlobId) -> bool {
+        self.blobs.insert(blob)
+    }
+
+    /// True the first time that it is asked for this result, since it was last forgotten.
+    pub(crate) fn needs_result(&mut self, task: TaskId) -> bool {
+        self.results.insert(task)
+    }
+}
+
 impl Connection {
+    pub(crate) fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().expect("no holder panics")
+    }
+
     /// Let the worker know a segment, once.
-    pub fn announce(&self, id: SegmentId, segment: &Arc<Segment>) -> io::Result<()> {
-        let mut told = self.told.lock().expect("no holder panics");
+    pub(crate) fn announce(&self, told: &mut Told, id: SegmentId, segment: &Segment) -> io::Result<()> {
         if told.segments.insert(id) {
             let fd = Arc::new(segment.duplicate_fd()?);
-            self.outbox.send(&ToWorker::Segment { segment: id, bytes: segment.bytes }, &[], Some(fd));
+            self.outbox.hold(&ToWorker::Segment { segment: id, bytes: segment.bytes }, &[], Some(fd));
         }
         Ok(())
     }
@@ -224,37 +296,21 @@ impl Connection {
         self.owner == std::process::id()
     }
 
-    /// True the first time that it is asked for this blob.
-    pub fn needs_blob(&self, blob: u64) -> bool {
-        self.told.lock().expect("no holder panics").blobs.insert(blob)
-    }
-
-    /// True the first time that it is asked for this result, since it was last forgotten.
-    pub(crate) fn needs_result(&self, task: TaskId) -> bool {
-        self.told.lock().expect("no holder panics").results.insert(task)
-    }
-
     fn forget_result(&self, task: TaskId) {
-        let mut told = self.told.lock().expect("no holder panics");
+        let mut told = self.told();
         if told.results.remove(&task) {
             told.forgotten_results.push(task);
         }
     }
 
     /// What the worker is to be told before its next task.
-    pub(crate) fn take_forgotten_frames(&self) -> Vec<u8> {
-        let (forgotten, results) = {
-            let mut told = self.told.lock().expect("no holder panics");
-            (std::mem::take(&mut told.forgotten), std::mem::take(&mut told.forgotten_results))
-        };
-        let mut frames = Vec::new();
-        for task in results {
-            append_frame(&mut frames, &ToWorker::ForgetResult { task }, &[]);
+    pub(crate) fn hold_forgotten(&self, told: &mut Told) {
+        for task in told.forgotten_results.drain(..) {
+            self.outbox.hold(&ToWorker::ForgetResult { task }, &[], None);
         }
-        for blob in forgotten {
-            append_frame(&mut frames, &ToWorker::ForgetBlob { blob: rustdask_core::BlobId(blob) }, &[]);
+        for blob in told.forgotten.drain(..) {
+            self.outbox.hold(&ToWorker::ForgetBlob { blob }, &[], None);
         }
-        frames
     }
 
     pub fn limit_memory(&self, bytes: u64) {
@@ -266,7 +322,7 @@ impl Connection {
     }
 
     pub(crate) fn forget(&self, segment: SegmentId) {
-        if self.told.lock().expect("no holder panics").segments.remove(&segment) {
+        if self.told().segments.remove(&segment) {
             self.outbox.send(&ToWorker::Unmap { segment }, &[], None);
         }
     }
@@ -342,8 +398,11 @@ pub struct ProcessShell<P: Payload> {
     commands: mpsc::UnboundedSender<Command>,
     /// Handed out, not pickled yet: may still be taken back here.
     unsent: HashMap<TaskId, (WorkerId, Attempt)>,
-    /// The report that is being handled.
-    report: Option<(TaskId, Delivery)>,
+    /// Workers with something to be flushed.
+    addressed: HashSet<WorkerId>,
+    /// The reports that are being handled.
+    reports: HashMap<TaskId, Delivery>,
+    pace: Pace,
     obituary: Option<(WorkerId, Obituary)>,
     start_failure: String,
     stopped: bool,
@@ -370,10 +429,11 @@ impl<P: Payload> Shell for ProcessShell<P> {
         entry.holds += 1;
         if let Some(parcel) = payload.parcel() {
             let links = payload.links();
-            if let Err(error) = parcel.send(&entry.connection, task, attempt, items, links.as_ref()) {
+            if let Err(error) = parcel.hold(&entry.connection, task, attempt, items, links.as_ref()) {
                 // No descriptor could be passed: the worker is of no use any more.
                 entry.connection.condemn(format!("could not be sent its arguments: {error}"));
             }
+            self.addressed.insert(worker);
             return;
         }
         self.unsent.insert(task, (worker, attempt));
@@ -407,7 +467,7 @@ impl<P: Payload> Shell for ProcessShell<P> {
     }
 
     fn report(&mut self, task: TaskId) -> Option<Delivery> {
-        self.report.take_if(|(reported, _)| *reported == task).map(|(_, report)| report)
+        self.reports.remove(&task)
     }
 
     fn obituary(&mut self, worker: WorkerId) -> Obituary {
@@ -422,7 +482,15 @@ impl<P: Payload> Shell for ProcessShell<P> {
     }
 
     fn call_closed(&mut self, _call: CallId, _followups: &mut VecDeque<Event>) {
-        self.report = None;
+        self.reports.clear();
+    }
+
+    fn flush(&mut self) {
+        for worker in self.addressed.drain() {
+            if let Some(entry) = self.workers.get(&worker) {
+                entry.connection.outbox.flush();
+            }
+        }
     }
 }
 
@@ -504,7 +572,9 @@ impl<P: Payload> ProcessPool<P> {
             workers: HashMap::new(),
             commands: shell_commands,
             unsent: HashMap::new(),
-            report: None,
+            addressed: HashSet::new(),
+            reports: HashMap::new(),
+            pace: Pace::default(),
             obituary: None,
             start_failure: String::new(),
             stopped: false,
@@ -546,7 +616,7 @@ impl<P: Payload> ProcessPool<P> {
     pub fn unsent(&self, worker: WorkerId, task: TaskId, attempt: Attempt) {
         self.driver.with(|state, events| {
             state.shell.released(worker);
-            state.shell.report = Some((task, Delivery::Unsent));
+            state.shell.reports.insert(task, Delivery::Unsent);
             events.push_back(Event::TaskFinished { worker, task, attempt, outcome: Outcome::Err, size_bytes: 0 });
         });
     }
@@ -564,12 +634,16 @@ impl<P: Payload> ProcessPool<P> {
         }
         for connection in self.connections() {
             {
-                let mut told = connection.told.lock().expect("no holder panics");
-                let known: Vec<u64> = blobs.iter().copied().filter(|blob| told.blobs.remove(blob)).collect();
+                let mut told = connection.told();
+                let known: Vec<BlobId> =
+                    blobs.iter().map(|blob| BlobId(*blob)).filter(|b| told.blobs.remove(b)).collect();
                 told.forgotten.extend(known);
+                if urgent {
+                    connection.hold_forgotten(&mut told);
+                }
             }
             if urgent {
-                connection.outbox.send_frames(connection.take_forgotten_frames(), None);
+                connection.outbox.flush();
             }
         }
     }
@@ -717,6 +791,7 @@ impl<P: Payload> Io<P> {
             pid: AtomicI32::new(0),
             results: Mutex::default(),
             told: Mutex::default(),
+            ledger: OnceLock::new(),
             memory_limit: AtomicU64::new(0),
             stderr_tail: Mutex::default(),
             reason: Mutex::default(),
@@ -733,7 +808,7 @@ impl<P: Payload> Io<P> {
     }
 
     fn lowest_free_rank(&self) -> u32 {
-        let taken: std::collections::HashSet<u32> = connections(&self.driver).iter().map(|c| c.rank).collect();
+        let taken: HashSet<u32> = connections(&self.driver).iter().map(|c| c.rank).collect();
         (0..).find(|rank| !taken.contains(rank)).expect("there are more numbers than workers")
     }
 
@@ -792,7 +867,8 @@ impl<P: Payload> Io<P> {
     fn look_around(&self) {
         for connection in connections(&self.driver) {
             enforce_memory_limit(&connection);
-            connection.outbox.send_frames(connection.take_forgotten_frames(), None);
+            connection.hold_forgotten(&mut connection.told());
+            connection.outbox.flush();
         }
         self.retire_idle();
         for segment in self.shared.store.trim(KEEP_ARGUMENTS) {
@@ -885,6 +961,12 @@ fn private_memory(pid: i32) -> Option<u64> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
+/// What a worker says of a task.
+enum TaskNews {
+    Finished(TaskId, Attempt, Delivery),
+    Returned(TaskId, Attempt, u32),
+}
+
 /// One worker's connection, served until it closes.
 struct Serving<P: Payload> {
     connection: Arc<Connection>,
@@ -903,6 +985,7 @@ impl<P: Payload> Serving<P> {
         let died = condemned || self.connection.pid().is_some();
         self.connection.kill();
         let ended = tokio::time::timeout(OBITUARY_PATIENCE, obituary).await;
+        self.read_ledger(&mut lines);
         self.drain_output(&mut lines);
         lines.flush(&self.shared);
         self.bury(ended.ok().and_then(Result::ok), died);
@@ -942,24 +1025,56 @@ impl<P: Payload> Serving<P> {
         }
         let Ok(mut ready) = self.ends.socket.writable().await else { return };
         // A broken connection shows where it is read.
-        if !self.connection.outbox.flush().unwrap_or(true) {
+        if !self.connection.outbox.resume().unwrap_or(true) {
             ready.clear_ready();
         }
     }
 
+    /// Handle what has arrived; what it says of tasks is told to the driver at once.
     fn handle_frames(&self, inbox: &mut Inbox, lines: &mut Lines) -> io::Result<()> {
         let _working = fork::working();
+        let mut news = Vec::new();
+        let handled = self.collect_news(inbox, lines, &mut news);
+        if !news.is_empty() {
+            self.tell(news);
+        }
+        handled
+    }
+
+    /// Tell what stood in the ledger when the worker ended. What it had sent already is told twice, and dropped as
+    /// any report is that is not waited for.
+    fn read_ledger(&self, lines: &mut Lines) {
+        let Some(ledger) = self.connection.ledger.get() else { return };
+        let mut inbox = Inbox::default();
+        inbox.push(&Ledger::read(ledger));
+        // Whatever it wrote there, it has ended.
+        let _ = self.handle_frames(&mut inbox, lines);
+    }
+
+    fn collect_news(&self, inbox: &mut Inbox, lines: &mut Lines, news: &mut Vec<TaskNews>) -> io::Result<()> {
+        let mut drained = false;
         while let Some(frame) = inbox.next_frame::<FromWorker>()? {
             match frame.message {
                 FromWorker::Ready => self.ready(),
-                FromWorker::Finished { task, attempt, report, body, buffers, timings, kept } => {
-                    // What the task printed is read before its end is told.
-                    self.drain_output(lines);
-                    lines.flush(&self.shared);
-                    let delivery = self.delivery(report, body, frame.body, &buffers, timings)?;
-                    self.finished(task, attempt, delivery, kept);
+                FromWorker::Ledger { bytes } => {
+                    let mapping = Segment::from_fd(inbox.take_fd()?, bytes).map(Access::ReadOnly)?;
+                    // A second one would not be read.
+                    let _ = self.connection.ledger.set(mapping);
                 }
-                FromWorker::Returned { task, attempt, kept } => self.returned(task, attempt, kept),
+                FromWorker::Finished { task, attempt, report, body, buffers, timings, kept } => {
+                    // What the tasks printed is read before their end is told.
+                    if !std::mem::replace(&mut drained, true) {
+                        self.drain_output(lines);
+                        lines.flush(&self.shared);
+                    }
+                    let delivery = self.delivery(report, body, frame.body, &buffers, timings)?;
+                    if kept {
+                        // Already there: not to be sent.
+                        self.connection.told().needs_result(task);
+                    }
+                    news.push(TaskNews::Finished(task, attempt, delivery));
+                }
+                FromWorker::Returned { task, attempt, kept } => news.push(TaskNews::Returned(task, attempt, kept)),
                 FromWorker::Segment { segment, bytes } => {
                     let received = Segment::from_fd(inbox.take_fd()?, bytes);
                     let received = Arc::new(Received::new(received, &self.shared.descriptors)?);
@@ -1011,43 +1126,42 @@ impl<P: Payload> Serving<P> {
         });
     }
 
-    fn finished(&self, task: TaskId, attempt: Attempt, delivery: Delivery, kept: bool) {
+    fn tell(&self, news: Vec<TaskNews>) {
         let worker = self.connection.worker;
-        let outcome = match &delivery {
-            Delivery::Report { report: Report::Results, .. } => Outcome::Ok,
-            _ => Outcome::Err,
-        };
-        let size_bytes = match &delivery {
-            Delivery::Report { bytes, .. } => *bytes,
-            Delivery::Unsent => 0,
-        };
-        if kept {
-            // Already there: not to be sent.
-            self.connection.needs_result(task);
-        }
         let garbage = self.driver.with(|state, events| {
-            state.shell.released(worker);
-            events.push_back(Event::TaskFinished { worker, task, attempt, outcome, size_bytes });
-            let delivered = match state.payload(task) {
-                Some(payload) => payload.deliver(attempt, delivery),
-                None => Err(delivery),
-            };
-            match delivered {
-                Ok(garbage) => (Some(garbage), None),
-                Err(delivery) => (None, state.shell.report.replace((task, delivery))),
+            let mut garbage = Vec::new();
+            // Of reports before that nobody was waiting for.
+            let dropped = std::mem::take(&mut state.shell.reports);
+            for news in news {
+                match news {
+                    TaskNews::Finished(task, attempt, delivery) => {
+                        let (outcome, size_bytes) = (delivery.outcome(), delivery.bytes());
+                        state.shell.released(worker);
+                        if let Some(call) = state.call_of_linked(task) {
+                            let depth = state.shell.pace.after(delivery.took());
+                            events.extend(depth.map(|depth| Event::CallDepth { call, depth }));
+                        }
+                        let delivered = match state.payload(task) {
+                            Some(payload) => payload.deliver(attempt, delivery),
+                            None => Err(delivery),
+                        };
+                        match delivered {
+                            Ok(left) => garbage.push(left),
+                            Err(delivery) => drop(state.shell.reports.insert(task, delivery)),
+                        }
+                        events.push_back(Event::TaskFinished { worker, task, attempt, outcome, size_bytes });
+                    }
+                    TaskNews::Returned(task, attempt, kept) => {
+                        if kept == 0 {
+                            state.shell.released(worker);
+                        }
+                        events.push_back(Event::TaskReturned { worker, task, attempt, kept });
+                    }
+                }
             }
+            (garbage, dropped)
         });
         drop(garbage);
-    }
-
-    fn returned(&self, task: TaskId, attempt: Attempt, kept: u32) {
-        let worker = self.connection.worker;
-        self.driver.with(|state, events| {
-            if kept == 0 {
-                state.shell.released(worker);
-            }
-            events.push_back(Event::TaskReturned { worker, task, attempt, kept });
-        });
     }
 
     fn drain_output(&self, lines: &mut Lines) {

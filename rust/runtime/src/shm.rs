@@ -202,6 +202,63 @@ impl Drop for Mapping {
     }
 }
 
+/// Bytes in shared memory, which another process can still read when this one has been killed.
+///
+/// Their number stands before them; it is written after them.
+pub struct Ledger {
+    mapping: Mapping,
+    bytes: usize,
+}
+
+const LEDGER_HEAD: usize = std::mem::size_of::<u64>();
+
+impl Ledger {
+    /// A ledger with room for that many bytes, and its segment.
+    pub fn create(room: usize) -> io::Result<(Self, Segment)> {
+        let segment = Segment::create((LEDGER_HEAD + room) as u64, None)?;
+        // Here, memory that is short is an error, and not a signal later on.
+        segment.fill(&vec![0; LEDGER_HEAD + room])?;
+        Ok((Self { mapping: segment.map(Access::Shared)?, bytes: 0 }, segment))
+    }
+
+    /// False when there is no room.
+    pub fn push(&mut self, data: &[u8]) -> bool {
+        let end = LEDGER_HEAD + self.bytes + data.len();
+        if end > self.mapping.bytes {
+            return false;
+        }
+        let at = self.mapping.range((end - data.len()) as u64, data.len() as u64).expect("its end was just checked");
+        // SAFETY: the range is in the mapping and not the caller's, and readers go by the number alone.
+        unsafe { at.copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
+        self.set_bytes(self.bytes + data.len());
+        true
+    }
+
+    pub fn clear(&mut self) {
+        self.set_bytes(0);
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        let start = self.mapping.range(LEDGER_HEAD as u64, self.bytes as u64).expect("so much was pushed");
+        // SAFETY: the range is mapped, and written through `&mut self` alone.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), self.bytes) }
+    }
+
+    /// What stands in the ledger of another process, which has ended.
+    pub fn read(mapping: &Mapping) -> Vec<u8> {
+        let head = mapping.copy_range(0, LEDGER_HEAD as u64).and_then(|head| head.try_into().ok());
+        let bytes = head.map_or(0, u64::from_ne_bytes);
+        mapping.copy_range(LEDGER_HEAD as u64, bytes).unwrap_or_default()
+    }
+
+    fn set_bytes(&mut self, bytes: usize) {
+        self.bytes = bytes;
+        // SAFETY: a mapping begins at a page, and is longer than the number.
+        let number = unsafe { std::sync::atomic::AtomicU64::from_ptr(self.mapping.address.as_ptr().cast()) };
+        number.store(bytes as u64, std::sync::atomic::Ordering::Release);
+    }
+}
+
 /// The kernel's table of this process's pages (Documentation/admin-guide/mm/pagemap.rst).
 pub struct PageMap {
     file: std::fs::File,
@@ -331,6 +388,19 @@ mod tests {
         assert!(mapping.range(4096, 0).is_some());
         assert!(mapping.range(4090, 7).is_none());
         assert!(mapping.range(u64::MAX, 2).is_none());
+    }
+
+    #[test]
+    fn a_ledger_is_read_by_others() {
+        let (mut ledger, segment) = Ledger::create(10).unwrap();
+        let elsewhere = segment.map(Access::ReadOnly).unwrap();
+        assert!(ledger.push(b"abc") && ledger.push(b"defg"));
+        assert!(!ledger.push(b"hijk"));
+        assert_eq!((ledger.as_bytes(), Ledger::read(&elsewhere)), (&b"abcdefg"[..], b"abcdefg".to_vec()));
+        ledger.clear();
+        assert_eq!(Ledger::read(&elsewhere), b"");
+        assert!(ledger.push(b"0123456789"));
+        assert_eq!(Ledger::read(&elsewhere), b"0123456789");
     }
 
     #[test]

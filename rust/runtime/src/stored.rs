@@ -10,9 +10,8 @@ use rustdask_core::message::{Access, Body, Buffer, Extent, ToWorker};
 use rustdask_core::{SegmentId, TaskId};
 
 use crate::parcel::Contents;
-use crate::processes::{Connection, Lease, Reported};
+use crate::processes::{Connection, Lease, Reported, Told};
 use crate::shm::Segment;
-use crate::wire::append_frame;
 
 /// A result.
 pub enum Stored {
@@ -27,22 +26,22 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// Append what a worker needs to be told to have the result under the number of its task.
-    pub fn ship(&self, connection: &Arc<Connection>, task: TaskId, frames: &mut Vec<u8>) -> io::Result<()> {
+    /// Tell a worker what it needs to have the result under the number of its task, with what is flushed next.
+    pub(crate) fn ship(&self, connection: &Arc<Connection>, told: &mut Told, task: TaskId) -> io::Result<()> {
         match self {
             Self::Placed { contents, .. } => {
-                contents.announce(connection)?;
+                contents.announce(connection, told)?;
                 let message = ToWorker::Result { task, body: contents.body, buffers: contents.buffers.clone() };
-                append_frame(frames, &message, &contents.inline);
+                connection.outbox.hold(&message, &contents.inline, None);
             }
             Self::Made { body, buffers, .. } => {
                 let (body, inline) = match body {
                     Reported::Inline(bytes) => (Body::Inline, &bytes[..]),
-                    Reported::Leased(lease) => (Body::InSegment(lease.show(connection)?), &[][..]),
+                    Reported::Leased(lease) => (Body::InSegment(lease.show(connection, told)?), &[][..]),
                 };
-                let buffers = buffers.iter().map(|lease| Ok(private(lease.show(connection)?)));
+                let buffers = buffers.iter().map(|lease| Ok(private(lease.show(connection, told)?)));
                 let buffers = buffers.collect::<io::Result<Vec<_>>>()?;
-                append_frame(frames, &ToWorker::Result { task, body, buffers }, inline);
+                connection.outbox.hold(&ToWorker::Result { task, body, buffers }, inline, None);
             }
         }
         Ok(())

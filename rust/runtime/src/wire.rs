@@ -1,13 +1,13 @@
 //! Frames over a Unix stream socket, with file descriptors beside them.
 //!
-//! A descriptor is sent with the first byte of its frame, so it has arrived when the frame has;
+//! A descriptor is sent with the first byte of its frame or before, so it has arrived when the frame has;
 //! frames and descriptors keep their order, and the receiver matches them in order.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustdask_core::frame::{self, Decoder, Frame};
 use rustix::io::Errno;
@@ -22,6 +22,9 @@ pub const MAX_BODY_BYTES: u64 = 1 << 30;
 
 const READ_BYTES: usize = 64 << 10;
 
+/// Small frames that wait are written at once, so many bytes of them.
+const GATHERED_BYTES: usize = 64 << 10;
+
 /// A frame that waits to be written, whole or in part.
 struct Outgoing {
     bytes: Vec<u8>,
@@ -29,85 +32,101 @@ struct Outgoing {
     fd: Option<Arc<OwnedFd>>,
 }
 
+#[derive(Default)]
+struct Waiting {
+    frames: VecDeque<Outgoing>,
+    /// The socket was full: whoever watches it goes on when it is not any more.
+    blocked: bool,
+}
+
 /// The sending side of a connection: any thread may send; frames never interleave.
 pub struct Outbox {
     socket: Arc<OwnedFd>,
-    waiting: Mutex<VecDeque<Outgoing>>,
-    /// Called when something had to be left for [`Outbox::flush`].
+    waiting: Mutex<Waiting>,
+    /// Called when something had to be left for [`Outbox::resume`].
     on_backlog: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Outbox {
     pub fn new(socket: Arc<OwnedFd>, on_backlog: Box<dyn Fn() + Send + Sync>) -> Self {
-        Self { socket, waiting: Mutex::new(VecDeque::new()), on_backlog }
+        Self { socket, waiting: Mutex::default(), on_backlog }
     }
 
     /// Write a frame, as much as goes without waiting. A broken connection shows where it is read.
     pub fn send<M: Serialize>(&self, message: &M, body: &[u8], fd: Option<Arc<OwnedFd>>) {
-        let mut bytes = Vec::new();
-        append_frame(&mut bytes, message, body);
-        self.send_frames(bytes, fd);
+        self.hold(message, body, fd);
+        self.flush();
     }
 
-    /// Write frames that were put together with [`append_frame`]; the receiver is woken once for all of them.
-    pub fn send_frames(&self, bytes: Vec<u8>, fd: Option<Arc<OwnedFd>>) {
+    /// Have a frame wait for the next [`Outbox::flush`], which wakes the receiver once for all of them. The next
+    /// [`Outbox::send`] of anybody sends it, too.
+    pub fn hold<M: Serialize>(&self, message: &M, body: &[u8], fd: Option<Arc<OwnedFd>>) {
+        let mut waiting = self.lock();
+        match waiting.frames.back_mut() {
+            Some(last) if fd.is_none() && last.bytes.len() + body.len() <= GATHERED_BYTES => {
+                frame::append(&mut last.bytes, message, body);
+            }
+            _ => {
+                let mut bytes = Vec::new();
+                frame::append(&mut bytes, message, body);
+                waiting.frames.push_back(Outgoing { bytes, written: 0, fd });
+            }
+        }
+    }
+
+    /// Write what is held, as much as goes without waiting.
+    pub fn flush(&self) {
         let backlog = {
-            let mut waiting = self.waiting.lock().expect("no holder panics");
-            waiting.push_back(Outgoing { bytes, written: 0, fd });
-            waiting.len() == 1 && !write_waiting(self.socket.as_fd(), &mut waiting).unwrap_or(true)
+            let mut waiting = self.lock();
+            !waiting.blocked && !write_waiting(self.socket.as_fd(), &mut waiting).unwrap_or(true)
         };
         if backlog {
             (self.on_backlog)();
         }
     }
 
-    /// Write what waits; false when the socket is full again.
-    pub fn flush(&self) -> io::Result<bool> {
-        write_waiting(self.socket.as_fd(), &mut self.waiting.lock().expect("no holder panics"))
+    /// Go on where the socket was full; false when it is full again.
+    pub fn resume(&self) -> io::Result<bool> {
+        write_waiting(self.socket.as_fd(), &mut self.lock())
     }
 
     pub fn has_backlog(&self) -> bool {
-        !self.waiting.lock().expect("no holder panics").is_empty()
+        self.lock().blocked
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no holder panics")
     }
 }
 
-/// Append a frame to bytes to be sent.
-pub fn append_frame<M: Serialize>(bytes: &mut Vec<u8>, message: &M, body: &[u8]) {
-    bytes.extend(frame::encode(message, body.len()));
-    bytes.extend_from_slice(body);
-}
-
-fn write_waiting(socket: BorrowedFd<'_>, waiting: &mut VecDeque<Outgoing>) -> io::Result<bool> {
-    while let Some(next) = waiting.front_mut() {
+fn write_waiting(socket: BorrowedFd<'_>, waiting: &mut Waiting) -> io::Result<bool> {
+    waiting.blocked = false;
+    while let Some(next) = waiting.frames.front_mut() {
         match send_some(socket, &next.bytes[next.written..], next.fd.as_deref(), SendFlags::DONTWAIT) {
             Ok(sent) => {
                 next.written += sent;
                 next.fd = None;
             }
-            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::AGAIN) => {
+                waiting.blocked = true;
+                return Ok(false);
+            }
             Err(error) => {
-                waiting.clear();
+                waiting.frames.clear();
                 return Err(error.into());
             }
         }
         if next.written == next.bytes.len() {
-            waiting.pop_front();
+            waiting.frames.pop_front();
         }
     }
     Ok(true)
 }
 
-/// Write a frame and wait until it is written. The caller keeps senders apart.
-pub fn send_blocking<M: Serialize>(
-    socket: BorrowedFd<'_>,
-    message: &M,
-    body: &[u8],
-    fd: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
-    let mut bytes = frame::encode(message, body.len());
-    bytes.extend_from_slice(body);
+/// Write frames and wait until they are written. The caller keeps senders apart. A descriptor may belong to any of them.
+pub fn write_blocking(socket: BorrowedFd<'_>, frames: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut fd = fd;
-    let mut rest = &bytes[..];
+    let mut rest = frames;
     while !rest.is_empty() {
         let sent = send_some(socket, rest, fd.take(), SendFlags::empty())?;
         rest = &rest[sent..];
@@ -118,9 +137,10 @@ pub fn send_blocking<M: Serialize>(
 fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<impl AsFd>, flags: SendFlags) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+    let fd = fd.as_ref().map(AsFd::as_fd);
+    let fds = fd.as_slice();
     if !fds.is_empty() {
-        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "there is space for one descriptor");
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "there is space for one descriptor");
     }
     let slices = [IoSlice::new(bytes)];
     rustix::io::retry_on_intr(|| sendmsg(socket, &slices, &mut ancillary, flags | SendFlags::NOSIGNAL))
@@ -172,6 +192,11 @@ impl Inbox {
         Ok(Read::Some)
     }
 
+    /// Take bytes that came another way.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.decoder.push(bytes);
+    }
+
     pub fn next_frame<M: DeserializeOwned>(&mut self) -> io::Result<Option<Frame<M>>> {
         self.decoder.next_frame().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
@@ -218,6 +243,20 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_are_held_arrive_with_the_next() {
+        let (near, far) = pair();
+        let outbox = Outbox::new(Arc::new(near), Box::new(|| ()));
+        let mut inbox = Inbox::default();
+        outbox.hold(&1u32, b"one", None);
+        outbox.hold(&2u32, b"two", None);
+        assert_eq!(inbox.read(far.as_fd(), false).unwrap(), Read::Nothing);
+        outbox.send(&3u32, b"three", None);
+        assert_eq!(inbox.read(far.as_fd(), false).unwrap(), Read::Some);
+        let seen: Vec<u32> = std::iter::from_fn(|| Some(inbox.next_frame::<u32>().unwrap()?.message)).collect();
+        assert_eq!((seen, outbox.has_backlog()), (vec![1, 2, 3], false));
+    }
+
+    #[test]
     fn a_full_socket_keeps_a_backlog_in_order() {
         let (near, far) = pair();
         let outbox = Outbox::new(Arc::new(near), Box::new(|| ()));
@@ -229,7 +268,7 @@ mod tests {
         let mut next = 0;
         while next < 200 {
             inbox.read(far.as_fd(), true).unwrap();
-            outbox.flush().unwrap();
+            outbox.resume().unwrap();
             while let Some(frame) = inbox.next_frame::<u32>().unwrap() {
                 assert_eq!((frame.message, frame.body[0]), (next, next as u8));
                 next += 1;
