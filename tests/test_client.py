@@ -563,3 +563,63 @@ def test_no_more_tasks_run_at_once_than_there_are_workers(gauge):
     with Client(n_workers=2, processes=False) as client:
         client.gather(client.map(branch, range(4)))
     assert gauge.peak <= 2
+
+
+# Memory
+
+
+def test_results_beyond_the_limit_go_to_disk_and_come_back(tmp_path):
+    with Client(n_workers=2, memory_limit="150MB", local_directory=tmp_path) as client:
+        arrays = client.map(tasks.full, [1_000_000] * 50, range(50))
+        wait(arrays)
+        wait_until(lambda: client.scheduler_info()["result_bytes"] < 200e6, "results have gone to disk")
+        assert client.scheduler_info()["spilled_bytes"] > 100e6
+        assert os.listdir(tmp_path) == []
+        assert client.gather(client.map(np.max, arrays)) == list(map(float, range(50)))
+        assert arrays[0].result()[-1] == 0.0
+        first = arrays[0].result()
+        first[0] = 7
+        assert arrays[0].result()[0] == 0.0
+        del arrays
+        wait_until(lambda: client.scheduler_info()["result_bytes"] == 0, "everything is freed")
+
+
+def test_a_worker_over_its_memory_limit_is_ended(processes):
+    with Client(n_workers=1, memory_limit="300MB") as client:
+        with pytest.raises(WorkerCrashed, match="memory_limit"):
+            client.submit(tasks.allocate, 600 << 20).result(timeout=PATIENCE_S)
+        assert client.submit(tasks.square, 3).result() == 9
+
+
+def test_a_task_knows_its_devices(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with Client(n_workers=2, resources={"GPU": ["2", "5"], "licence": 3}) as client:
+        gpus = client.map(tasks.environment, ["CUDA_VISIBLE_DEVICES"] * 6, resources={"GPU": 1})
+        assert set(client.gather(gpus)) <= {"2", "5"}
+        assert client.submit(tasks.environment, "CUDA_VISIBLE_DEVICES", resources={"GPU": 2}).result() == "2,5"
+        assert client.submit(tasks.environment, "CUDA_VISIBLE_DEVICES").result() is None
+        held = client.submit(rustdask.held_resources, resources={"GPU": 0.5, "licence": 2}).result()
+        assert held["licence"] == 2.0
+        assert held["GPU"] in (["2"], ["5"])
+        assert client.submit(rustdask.held_resources).result() == {}
+
+
+def test_tasks_that_hold_the_same_device_do_not_overlap(gauge):
+    with Client(n_workers=4, processes=False, resources={"GPU": 1}) as client:
+        client.gather([client.submit(tasks.linger_inside, gauge, resources={"GPU": 0.5}) for _ in range(8)])
+        assert gauge.peak <= 2
+
+
+def test_contexts_reach_tasks(client, monkeypatch):
+    monkeypatch.setenv("RDT_VALUE", "there")
+    assert client.submit(tasks.environment, "RDT_VALUE").result() == "there"
+    token = tasks.VARIABLE.set("set")
+    try:
+        assert client.submit(tasks.variable).result() == "set"
+    finally:
+        tasks.VARIABLE.reset(token)
+
+
+def test_what_tasks_print_comes_back(processes, capfd):
+    processes.submit(tasks.say, "hello from a task").result()
+    wait_until(lambda: "hello from a task" in capfd.readouterr().out, "the output has come")

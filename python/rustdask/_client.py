@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 import threading
 import time
 import weakref
@@ -43,12 +44,17 @@ class Client:
     processes : bool, default=True
         Run tasks in worker processes, not in threads of this one.
     memory_limit : int or str, optional
-        Memory that each worker process may use, such as ``"2GB"``.
+        Memory for each worker process, such as ``"2GB"``. One whose own memory goes over it is ended, and its task fails
+        with `WorkerCrashed`. When the results that are kept in shared memory take 60 % of what all workers have, the
+        oldest go to disk; while they take 80 %, no task begins. By default, these are shares of the machine's memory.
     resources : dict of str to float or list of str, optional
         What the workers have together, for tasks that ask for it: an amount, such as ``{"GPU": 2}``, or the names of
         devices, such as ``{"GPU": ["0", "3"]}``; see `held_resources`.
     asynchronous : bool, default=False
         For use in an event loop: what would wait is a coroutine.
+    local_directory : path, optional
+        Where results go that are too much for memory; by default, where temporary files go. There is never a file with a
+        name, so nothing is left behind.
     set_as_default : bool, default=True
         Be what `get_client` returns.
 
@@ -69,6 +75,7 @@ class Client:
         memory_limit: int | str | None = None,
         resources: Mapping[str, float | Sequence[str]] | None = None,
         asynchronous: bool = False,
+        local_directory: str | os.PathLike[str] | None = None,
         set_as_default: bool = True,
     ) -> None:
         _check_count("n_workers", n_workers)
@@ -76,6 +83,7 @@ class Client:
         self.asynchronous = asynchronous
         self.processes = processes
         self.memory_limit = parse_memory(memory_limit)
+        self._local_directory = os.fspath(local_directory or tempfile.gettempdir())
         self.resources, self._devices = amounts_and_devices(resources)
         self.n_workers = n_workers or max(1, cores().count // (threads_per_worker or 1))
         self.threads_per_worker = threads_per_worker or 1
@@ -98,6 +106,8 @@ class Client:
             workers=self.n_workers,
             launch=launch,
             serializer=GraphSerializer(settings),
+            results_limit=self._results_limit(),
+            folder=self._local_directory,
             resources=self.resources,
             memory_limit=self.memory_limit or 0,
         )
@@ -106,6 +116,12 @@ class Client:
     def devices(self) -> dict[str, list[str]]:
         """Names of the units of resources, where they have any."""
         return self._devices
+
+    def _results_limit(self) -> int:
+        """Return how many bytes of memory results may take."""
+        if self.memory_limit is not None:
+            return self.memory_limit * self.n_workers
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     # Submitting
 
@@ -305,7 +321,8 @@ class Client:
         dict
             ``workers``: by name, a dict of ``nthreads``, ``memory_limit`` in bytes or None, ``pid`` and ``resources``,
             which all workers have together. ``known``, ``active``: tasks that are kept, and those of them that have
-            not ended.
+            not ended. With worker processes, ``result_bytes``, ``spilled_bytes``: of results in shared memory, and of
+            those that have gone to disk so far.
         """
         return {
             "type": "Scheduler",

@@ -154,6 +154,8 @@ class Session:
         workers: int,
         launch: Callable[[], tuple[str, Sequence[str], bytes]],
         serializer: object,
+        results_limit: int,
+        folder: str | PathLike[str],
         resources: Mapping[str, float] | None = None,
         memory_limit: int = 0,
     ) -> Session: ...

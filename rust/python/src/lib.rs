@@ -5,6 +5,7 @@ mod buffer;
 mod call;
 mod exit;
 mod handle;
+mod memory;
 mod node;
 mod output;
 mod pools;

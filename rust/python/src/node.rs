@@ -3,6 +3,7 @@
 //! Its result is here from when it is made until nobody refers to the node any more: the engine, as long as the
 //! result is needed; tasks that are to take it; handles. So results outlive the workers that made them.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use pyo3::prelude::*;
@@ -11,6 +12,7 @@ use rustdask_core::message::Report;
 use rustdask_core::{Attempt, Grant, Outcome, TaskId};
 use rustdask_runtime::driver::{End, Obituary};
 use rustdask_runtime::processes::{Delivery, Reported};
+use rustdask_runtime::store::Store;
 use rustdask_runtime::stored::Stored;
 
 use crate::handle::Want;
@@ -159,11 +161,31 @@ impl Node {
         inputs.iter().filter_map(|input| Some((input.id, input.stored()?))).collect()
     }
 
+    /// Move the result from memory to a file of the folder; how many bytes.
+    pub(crate) fn spill(&self, store: &Store, folder: &Path) -> std::io::Result<u64> {
+        let before = match &self.lock().made {
+            Some(Made::Stored(stored)) => stored.clone(),
+            _ => return Ok(0),
+        };
+        // Copied without the lock: the result is read meanwhile.
+        let Some(spilled) = before.spilled(store, folder)? else { return Ok(0) };
+        let mut state = self.lock();
+        if matches!(&state.made, Some(Made::Stored(stored)) if Arc::ptr_eq(stored, &before)) {
+            state.made = Some(Made::Stored(Arc::new(spilled)));
+        }
+        Ok(before.bytes())
+    }
+
     /// What a worker process reports.
-    pub(crate) fn deliver(&self, attempt: Attempt, delivery: Delivery) -> Leftovers {
+    pub(crate) fn deliver(self: &Arc<Self>, attempt: Attempt, delivery: Delivery) -> Leftovers {
         let made = match delivery {
             Delivery::Report { report: Report::Results, body, buffers, bytes, .. } => {
-                Made::Stored(Arc::new(Stored::Made { body, buffers, bytes }))
+                let memory = match &self.lock().job {
+                    Some(Job::Elsewhere(shipment)) => Some(shipment.memory.clone()),
+                    _ => None,
+                };
+                let counted = memory.and_then(|memory| memory.count(bytes, self));
+                Made::Stored(Arc::new(Stored::Made { body, buffers, bytes, counted }))
             }
             Delivery::Report { report: Report::Error, body, .. } => {
                 Made::Failure(self.failed(FailureKind::Remote(body)))

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +20,7 @@ use rustdask_runtime::template::Launch;
 use rustdask_runtime::threads::ThreadPoolSpec;
 
 use crate::handle::{Handle, Seed, Want};
+use crate::memory::Memory;
 use crate::node::{Job, LocalCall, Made, Node};
 use crate::pools::{self, pools, PATIENCE};
 use crate::scan::{self, Input, Place};
@@ -124,7 +126,8 @@ impl SessionInner {
                 pool.driver.close_call(self.call);
                 pool.close(PATIENCE)
             }
-            Engine::Processes(pool, _) => {
+            Engine::Processes(pool, shipping) => {
+                shipping.memory.close();
                 pool.driver.close_call(self.call);
                 pool.stop();
                 true
@@ -297,13 +300,17 @@ impl Session {
         Ok(Self::over(Engine::Threads(pool), call))
     }
 
-    /// Run tasks in worker processes. `launch` says how to start Python: `(program, arguments, greeting)`.
+    /// Run tasks in worker processes. `launch` says how to start Python: `(program, arguments, greeting)`. Results beyond
+    /// `results_limit` bytes move to files of the folder.
     #[staticmethod]
-    #[pyo3(signature = (*, workers, launch, serializer, resources=None, memory_limit=0))]
+    #[pyo3(signature = (*, workers, launch, serializer, results_limit, folder, resources=None, memory_limit=0))]
+    #[allow(clippy::too_many_arguments)]
     fn processes(
         workers: u32,
         launch: &Bound<'_, PyAny>,
         serializer: Py<PyAny>,
+        results_limit: u64,
+        folder: PathBuf,
         resources: Option<HashMap<String, f64>>,
         memory_limit: u64,
     ) -> PyResult<Self> {
@@ -319,7 +326,8 @@ impl Session {
         let pool = Arc::new(pools::Processes::start(spec, launch, pools::on_output())?);
         pool.driver.event(Event::WorkersRequested { count: workers });
         let call = pool.driver.open_call(graph_spec(GRAPH_DEPTH), Arc::new(Mailbox::new(None)));
-        let shipping = Shipping::new(pool.clone(), call, serializer, memory_limit);
+        let memory = Memory::start(results_limit, folder, &pool, call)?;
+        let shipping = Shipping::new(pool.clone(), call, serializer, memory_limit, memory);
         Ok(Self::over(Engine::Processes(pool, shipping), call))
     }
 
@@ -432,6 +440,11 @@ impl Session {
         out.set_item("known", stats.known)?;
         out.set_item("workers", stats.workers)?;
         out.set_item("idle", stats.idle)?;
+        if let Engine::Processes(_, shipping) = &self.inner.engine {
+            let (used, spilled) = shipping.memory.figures();
+            out.set_item("result_bytes", used)?;
+            out.set_item("spilled_bytes", spilled)?;
+        }
         Ok(out)
     }
 

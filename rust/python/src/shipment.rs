@@ -11,6 +11,7 @@ use rustdask_core::{BlobId, CallId, SegmentId};
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
 use rustdask_runtime::stored::Stored;
 
+use crate::memory::Memory;
 use crate::pools::Processes;
 use crate::transport::{DumpedBlob, OutOfBand, Packing};
 
@@ -20,6 +21,8 @@ const MAX_FUNCTIONS: usize = 1024;
 /// A task, ready for any worker. What is held for it is let go of with it.
 pub(crate) struct Shipment {
     pub(crate) parcel: Arc<Parcel>,
+    /// Where its result will be counted.
+    pub(crate) memory: Arc<Memory>,
     #[allow(dead_code, reason = "it is there to be dropped")]
     held: Held,
     #[allow(dead_code, reason = "they are there to be dropped")]
@@ -61,6 +64,7 @@ pub(crate) struct Shipping {
     /// A `GraphSerializer`.
     serializer: Py<PyAny>,
     memory_limit: u64,
+    pub(crate) memory: Arc<Memory>,
     known: Mutex<Known>,
 }
 
@@ -72,8 +76,14 @@ struct Known {
 }
 
 impl Shipping {
-    pub(crate) fn new(pool: Arc<Processes>, call: CallId, serializer: Py<PyAny>, memory_limit: u64) -> Self {
-        Self { pool, call, serializer, memory_limit, known: Mutex::default() }
+    pub(crate) fn new(
+        pool: Arc<Processes>,
+        call: CallId,
+        serializer: Py<PyAny>,
+        memory_limit: u64,
+        memory: Arc<Memory>,
+    ) -> Self {
+        Self { pool, call, serializer, memory_limit, memory, known: Mutex::default() }
     }
 
     /// Before a submission: what workers are to be like for it.
@@ -119,7 +129,7 @@ impl Shipping {
             blobs: blobs.iter().map(|held| held.blob.clone()).collect(),
             memory_limit: self.memory_limit,
         };
-        Ok(Shipment { parcel: Arc::new(parcel), held, blobs })
+        Ok(Shipment { parcel: Arc::new(parcel), memory: self.memory.clone(), held, blobs })
     }
 
     /// A value of this process, as workers get it. Also what is held for it.

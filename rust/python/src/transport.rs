@@ -201,18 +201,31 @@ impl<'py> Packing<'_, 'py> {
 
 /// A result, as a Python object.
 pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py, PyAny>> {
-    let Stored::Made { body, buffers, .. } = stored else {
-        return Err(PyRuntimeError::new_err("what this process has placed, it does not load"));
+    // The result may be asked for again, by others: what one does to it is not seen by them.
+    let (pickle, buffers) = match stored {
+        Stored::Made { body, buffers, .. } => {
+            let views = buffers.iter().map(|lease| Bound::new(py, SharedBuffer::private(lease)?));
+            (pickled(py, body)?, views.collect::<PyResult<Vec<_>>>()?)
+        }
+        Stored::Spilled(spilled) => {
+            let (pickle, views) = spilled.views()?;
+            let pickle = match pickle {
+                Ok(bytes) => PyBytes::new(py, bytes).into_any(),
+                Err(view) => Bound::new(py, SharedBuffer::of_view(view))?.into_any(),
+            };
+            let views = views.into_iter().map(|view| Bound::new(py, SharedBuffer::of_view(view)));
+            (pickle, views.collect::<PyResult<Vec<_>>>()?)
+        }
+        Stored::Placed { .. } => {
+            return Err(PyRuntimeError::new_err("what this process has placed, it does not load"));
+        }
     };
     let loads = py.import(intern!(py, "pickle"))?.getattr(intern!(py, "loads"))?;
-    let pickle = pickled(py, body)?;
     if buffers.is_empty() {
         return loads.call1((pickle,));
     }
-    // The result may be asked for again, by others: what one does to it is not seen by them.
-    let views = buffers.iter().map(|lease| Bound::new(py, SharedBuffer::private(lease)?));
     let kwargs = PyDict::new(py);
-    kwargs.set_item(intern!(py, "buffers"), views.collect::<PyResult<Vec<_>>>()?)?;
+    kwargs.set_item(intern!(py, "buffers"), buffers)?;
     loads.call((pickle,), Some(&kwargs))
 }
 

@@ -185,12 +185,19 @@ impl Lease {
         let mut shown = self.0.shown.lock().expect("no holder panics");
         if shown.is_none() {
             let id = self.0.shared.store.fresh_id();
-            *shown = Some(Shown { id, segment: self.segment()?, to: Vec::new() });
+            *shown = Some(Shown::new(id, self.segment()?));
         }
         let shown = shown.as_mut().expect("just made");
-        to.announce(told, shown.id, &shown.segment)?;
-        shown.to.push(Arc::downgrade(to));
+        shown.to(to, told)?;
         Ok(Extent { segment: shown.id, ..self.0.extent })
+    }
+
+    pub(crate) fn copy_to(&self, segment: &Segment, offset: u64) -> io::Result<()> {
+        let extent = self.0.extent;
+        let start = self.mapping().range(extent.offset, extent.bytes);
+        let start = start.ok_or_else(|| invalid("a result is outside of its segment"))?;
+        // SAFETY: the range was checked, and the lease keeps it mapped, and its owner from filling it again.
+        segment.fill_at(unsafe { crate::shm::borrow(start.as_ptr() as usize, extent.bytes as usize) }, offset)
     }
 
     /// The worker's, if its descriptor is there, or a copy.
@@ -200,8 +207,7 @@ impl Lease {
         }
         let extent = self.0.extent;
         let copy = Segment::create(extent.offset + extent.bytes, None)?;
-        let bytes = self.mapping().copy_range(extent.offset, extent.bytes);
-        copy.fill_at(&bytes.ok_or_else(|| invalid("a result is outside of its segment"))?, extent.offset)?;
+        self.copy_to(&copy, extent.offset)?;
         Ok(Arc::new(copy))
     }
 

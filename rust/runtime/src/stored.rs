@@ -1,28 +1,44 @@
 //! Results of tasks, as the process that keeps them has them, and how workers get them that have not made them.
 //!
 //! A large result stays in the memory of the worker that made it. Another worker that needs it is handed the
-//! descriptor; while there are too many of those, it is sent a copy in a segment of our own.
+//! descriptor; while there are too many of those, it is sent a copy in a segment of our own. Where memory is short, a
+//! result moves to a file without a name, which is gone with the last descriptor, however the processes end.
 
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, Weak};
 
 use rustdask_core::message::{Access, Body, Buffer, Extent, ToWorker};
 use rustdask_core::{SegmentId, TaskId};
 
+use crate::endpoint::View;
 use crate::parcel::Contents;
 use crate::processes::{Connection, Lease, Reported, Told};
 use crate::shm::Segment;
+use crate::store::Store;
+
+/// Where a buffer begins in a file.
+const ALIGNMENT: u64 = 64;
+
+/// What is there to be dropped with a result.
+pub type Guard = Box<dyn Send + Sync>;
 
 /// A result.
 pub enum Stored {
     /// In memory of the worker that made it.
-    Made { body: Reported, buffers: Vec<Lease>, bytes: u64 },
+    Made { body: Reported, buffers: Vec<Lease>, bytes: u64, counted: Option<Guard> },
     /// In memory of our own.
-    Placed {
-        contents: Contents,
-        /// What holds the memory.
-        held: Box<dyn Send + Sync>,
-    },
+    Placed { contents: Contents, held: Guard },
+    /// In a file.
+    Spilled(Spilled),
+}
+
+pub struct Spilled {
+    inline: Vec<u8>,
+    body: Body,
+    buffers: Vec<Extent>,
+    bytes: u64,
+    file: Mutex<Shown>,
 }
 
 impl Stored {
@@ -43,17 +59,69 @@ impl Stored {
                 let buffers = buffers.collect::<io::Result<Vec<_>>>()?;
                 connection.outbox.hold(&ToWorker::Result { task, body, buffers }, inline, None);
             }
+            Self::Spilled(Spilled { inline, body, buffers, file, .. }) => {
+                file.lock().expect("no holder panics").to(connection, told)?;
+                let buffers = buffers.iter().map(|extent| private(*extent)).collect();
+                connection.outbox.hold(&ToWorker::Result { task, body: *body, buffers }, inline, None);
+            }
         }
         Ok(())
     }
 
     pub fn bytes(&self) -> u64 {
         match self {
-            Self::Made { bytes, .. } => *bytes,
+            Self::Made { bytes, .. } | Self::Spilled(Spilled { bytes, .. }) => *bytes,
             Self::Placed { contents, .. } => {
                 contents.inline.len() as u64 + contents.buffers.iter().map(|buffer| buffer.extent.bytes).sum::<u64>()
             }
         }
+    }
+
+    /// The same in a file of the folder; `None` where it takes no memory of a worker.
+    pub fn spilled(&self, store: &Store, folder: &Path) -> io::Result<Option<Self>> {
+        let Self::Made { body, buffers, bytes, .. } = self else { return Ok(None) };
+        let (inline, leased) = match body {
+            Reported::Inline(inline) => (inline.clone(), None),
+            Reported::Leased(lease) => (Vec::new(), Some(lease)),
+        };
+        let leases: Vec<&Lease> = leased.into_iter().chain(buffers).collect();
+        let id = store.fresh_id();
+        let mut end = 0;
+        let extents: Vec<Extent> = leases
+            .iter()
+            .map(|lease| {
+                let offset = u64::next_multiple_of(end, ALIGNMENT);
+                end = offset + lease.extent().bytes;
+                Extent { segment: id, offset, bytes: lease.extent().bytes }
+            })
+            .collect();
+        if extents.is_empty() {
+            return Ok(None);
+        }
+        let segment = Segment::create(end, Some(folder))?;
+        for (lease, extent) in leases.iter().zip(&extents) {
+            lease.copy_to(&segment, extent.offset)?;
+        }
+        let (body, buffers) = match leased {
+            Some(_) => (Body::InSegment(extents[0]), extents[1..].to_vec()),
+            None => (Body::Inline, extents),
+        };
+        let file = Mutex::new(Shown::new(id, Arc::new(segment)));
+        Ok(Some(Self::Spilled(Spilled { inline, body, buffers, bytes: *bytes, file })))
+    }
+}
+
+impl Spilled {
+    /// The pickle, and views of the file, whose writes stay there.
+    pub fn views(&self) -> io::Result<(Result<&[u8], View>, Vec<View>)> {
+        let segment = self.file.lock().expect("no holder panics").segment.clone();
+        let mapping = Arc::new(segment.map(Access::CopyOnWrite)?);
+        let view = |extent: &Extent| View { mapping: mapping.clone(), offset: extent.offset, bytes: extent.bytes };
+        let pickle = match &self.body {
+            Body::Inline => Ok(&self.inline[..]),
+            Body::InSegment(extent) => Err(view(extent)),
+        };
+        Ok((pickle, self.buffers.iter().map(view).collect()))
     }
 }
 
@@ -61,16 +129,28 @@ fn private(extent: Extent) -> Buffer {
     Buffer { extent, access: Access::CopyOnWrite }
 }
 
-/// A segment of a worker's under a number of our own, and the workers that have been told of it.
+/// A segment under a number of our own, and the workers that have been told of it.
 pub(crate) struct Shown {
     pub(crate) id: SegmentId,
     pub(crate) segment: Arc<Segment>,
-    pub(crate) to: Vec<std::sync::Weak<Connection>>,
+    told: Vec<Weak<Connection>>,
+}
+
+impl Shown {
+    pub(crate) fn new(id: SegmentId, segment: Arc<Segment>) -> Self {
+        Self { id, segment, told: Vec::new() }
+    }
+
+    pub(crate) fn to(&mut self, connection: &Arc<Connection>, told: &mut Told) -> io::Result<()> {
+        connection.announce(told, self.id, &self.segment)?;
+        self.told.push(Arc::downgrade(connection));
+        Ok(())
+    }
 }
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        for connection in self.to.iter().filter_map(std::sync::Weak::upgrade) {
+        for connection in self.told.iter().filter_map(Weak::upgrade) {
             connection.forget(self.id);
         }
     }
