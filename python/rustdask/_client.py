@@ -44,8 +44,8 @@ class Client:
     processes : bool, default=True
         Run tasks in worker processes, not in threads of this one.
     memory_limit : int or str, optional
-        Memory for each worker process, such as ``"2GB"``. One whose own memory goes over it is ended, and its task fails
-        with `WorkerCrashed`. When the results that are kept in shared memory take 60 % of what all workers have, the
+        Memory for each worker process, such as ``"2GB"``. One whose own memory goes over it is ended, and its task
+        fails with `WorkerCrashed`. When the results that are kept in shared memory take 60 % of what all workers have, the
         oldest go to disk; while they take 80 %, no task begins. By default, these are shares of the machine's memory.
     resources : dict of str to float or list of str, optional
         What the workers have together, for tasks that ask for it: an amount, such as ``{"GPU": 2}``, or the names of
@@ -53,8 +53,8 @@ class Client:
     asynchronous : bool, default=False
         For use in an event loop: what would wait is a coroutine.
     local_directory : path, optional
-        Where results go that are too much for memory; by default, where temporary files go. There is never a file with a
-        name, so nothing is left behind.
+        Where results go that are too much for memory; by default, where temporary files go. There is never a file with
+        a name, so nothing is left behind.
     set_as_default : bool, default=True
         Be what `get_client` returns.
 

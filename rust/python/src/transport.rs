@@ -16,7 +16,7 @@ use rustdask_runtime::parcel::{Blob, Contents, Parcel};
 use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::shm::{self, MIN_SEGMENT_BYTES};
 use rustdask_runtime::store::{Placement, Source, Store};
-use rustdask_runtime::stored::Stored;
+use rustdask_runtime::stored::{Pickle, Stored};
 
 use crate::batch::PartRef;
 use crate::buffer::SharedBuffer;
@@ -210,8 +210,8 @@ pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py,
         Stored::Spilled(spilled) => {
             let (pickle, views) = spilled.views()?;
             let pickle = match pickle {
-                Ok(bytes) => PyBytes::new(py, bytes).into_any(),
-                Err(view) => Bound::new(py, SharedBuffer::of_view(view))?.into_any(),
+                Pickle::Inline(bytes) => PyBytes::new(py, bytes).into_any(),
+                Pickle::Mapped(view) => Bound::new(py, SharedBuffer::of_view(view))?.into_any(),
             };
             let views = views.into_iter().map(|view| Bound::new(py, SharedBuffer::of_view(view)));
             (pickle, views.collect::<PyResult<Vec<_>>>()?)

@@ -497,8 +497,9 @@ impl<S: Shell> State<S> {
 
     /// Take out all that a closed call has left of its graphs, and end it.
     fn drop_graph(&mut self, call: CallId, end: impl Fn() -> End<S::Payload>) -> Vec<S::Payload> {
-        let of_call = |task: &Task<_>| task.linked && task.call == call;
-        let dropped: Vec<_> = self.tasks.extract_if(|_, task| of_call(task)).map(|(_, task)| task.payload).collect();
+        let of_call = |(id, task): (&TaskId, &Task<_>)| (task.linked && task.call == call).then_some(*id);
+        let ids: Vec<TaskId> = self.tasks.iter().filter_map(of_call).collect();
+        let dropped: Vec<_> = ids.iter().filter_map(|id| self.tasks.remove(id)).map(|task| task.payload).collect();
         dropped.iter().for_each(|payload| payload.ended(end()));
         dropped
     }

@@ -281,6 +281,7 @@ impl Endpoint {
         Ok((id, segment))
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub fn finish(
         &self,
         task: TaskId,

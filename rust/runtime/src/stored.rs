@@ -33,6 +33,12 @@ pub enum Stored {
     Spilled(Spilled),
 }
 
+/// Where the pickle of a result is.
+pub enum Pickle<'a> {
+    Inline(&'a [u8]),
+    Mapped(View),
+}
+
 pub struct Spilled {
     inline: Vec<u8>,
     body: Body,
@@ -113,13 +119,13 @@ impl Stored {
 
 impl Spilled {
     /// The pickle, and views of the file, whose writes stay there.
-    pub fn views(&self) -> io::Result<(Result<&[u8], View>, Vec<View>)> {
+    pub fn views(&self) -> io::Result<(Pickle<'_>, Vec<View>)> {
         let segment = self.file.lock().expect("no holder panics").segment.clone();
         let mapping = Arc::new(segment.map(Access::CopyOnWrite)?);
         let view = |extent: &Extent| View { mapping: mapping.clone(), offset: extent.offset, bytes: extent.bytes };
         let pickle = match &self.body {
-            Body::Inline => Ok(&self.inline[..]),
-            Body::InSegment(extent) => Err(view(extent)),
+            Body::Inline => Pickle::Inline(&self.inline),
+            Body::InSegment(extent) => Pickle::Mapped(view(extent)),
         };
         Ok((pickle, self.buffers.iter().map(view).collect()))
     }
