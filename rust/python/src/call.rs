@@ -45,7 +45,6 @@ const JUDGED_BY: u64 = 16;
 
 /// After calls of so many items, memory is given back to the system.
 const MANY_ITEMS: u64 = 100_000;
-const TAKEN_BY_THEN: Duration = Duration::from_millis(200);
 
 /// The parts of a call that Python code makes up.
 pub(crate) struct Settings {
@@ -524,7 +523,7 @@ impl CallInner {
         }
         self.stop();
         if self.items.load(Ordering::Relaxed) >= MANY_ITEMS {
-            give_memory_back_soon();
+            rustdask_runtime::trim::give_memory_back_soon();
         }
     }
 
@@ -565,18 +564,6 @@ impl Engine {
             Self::Processes { pool, .. } => (pool.driver.splits(), pool.shared.deaths()),
         }
     }
-}
-
-/// Have the C library return what is free, once the caller has taken the results. By itself it keeps it, where
-/// threads have allocated in turns.
-fn give_memory_back_soon() {
-    #[cfg(target_env = "gnu")]
-    // Where no thread can be started, memory is kept.
-    let _ = std::thread::Builder::new().name("rustdask-trim".into()).spawn(|| {
-        std::thread::sleep(TAKEN_BY_THEN);
-        // SAFETY: the call has no preconditions.
-        unsafe { libc::malloc_trim(0) };
-    });
 }
 
 fn unreported<R>(ending: Ending<R>) -> End {

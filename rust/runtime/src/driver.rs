@@ -21,6 +21,9 @@ use crate::parcel::Parcel;
 use crate::processes::Delivery;
 use crate::stored::Stored;
 
+/// After graphs of so many tasks, memory is given back to the system.
+const MANY_TASKS: usize = 100_000;
+
 /// What a task carries. The driver only holds it and cuts it, and tells it how it fares if it belongs to a graph.
 pub trait Payload: Clone + Send + 'static {
     /// Keep the first `kept` items; the rest in at most `pieces` payloads, with their item counts.
@@ -185,6 +188,8 @@ pub struct State<S: Shell> {
     calls: HashMap<CallId, Call<S>>,
     tasks: HashMap<TaskId, Task<S::Payload>>,
     next_task: Arc<AtomicU64>,
+    /// Most tasks of graphs at once since there were none.
+    most_linked: usize,
     next_call: u64,
     /// When the clock will next look; later deadlines need not disturb it.
     armed: Option<Duration>,
@@ -211,6 +216,7 @@ impl<S: Shell> Driver<S> {
                 calls: HashMap::new(),
                 tasks: HashMap::new(),
                 next_task: next_task.clone(),
+                most_linked: 0,
                 next_call: 0,
                 armed: None,
                 splits: 0,
@@ -261,6 +267,7 @@ impl<S: Shell> Driver<S> {
                 return false;
             }
             state.tasks.reserve(tasks.len());
+            state.most_linked = state.most_linked.max(state.tasks.len() + tasks.len());
             let mut specs = Vec::with_capacity(tasks.len());
             for (spec, payload) in tasks {
                 state.tasks.insert(spec.task, Task { call, payload, items: 1, linked: true });
@@ -314,9 +321,13 @@ impl<S: Shell> Driver<S> {
         self.take_released(events);
         state.settle(self.epoch.elapsed(), events, &mut garbage);
         state.shell.flush();
+        let emptied = state.shrink();
         let deadline = state.deadline_to_arm();
         drop(state);
         drop(garbage);
+        if emptied {
+            crate::trim::give_memory_back_soon();
+        }
         if let Some(deadline) = deadline {
             self.arm(deadline);
         }
@@ -502,6 +513,16 @@ impl<S: Shell> State<S> {
         let dropped: Vec<_> = ids.iter().filter_map(|id| self.tasks.remove(id)).map(|task| task.payload).collect();
         dropped.iter().for_each(|payload| payload.ended(end()));
         dropped
+    }
+
+    /// When all of many tasks are gone: let go of the room that they took.
+    fn shrink(&mut self) -> bool {
+        if self.most_linked < MANY_TASKS || !self.tasks.is_empty() {
+            return false;
+        }
+        self.most_linked = 0;
+        self.tasks = HashMap::new();
+        true
     }
 
     /// The call of a task, if it belongs to a graph.

@@ -16,4 +16,5 @@ pub mod store;
 pub mod stored;
 pub mod template;
 pub mod threads;
+pub mod trim;
 pub mod wire;

@@ -41,6 +41,8 @@ const PACE_WEIGHT: f64 = 1.0 / 32.0;
 const TICK: Duration = Duration::from_millis(50);
 /// Unused arguments are kept in shared memory this long.
 const KEEP_ARGUMENTS: Duration = Duration::from_secs(5);
+/// A set that is empty keeps room for so many.
+const KEPT_ROOM: usize = 4096;
 /// Most descriptors of segments of workers that are kept, to hand them on.
 const MAX_DESCRIPTORS: usize = 4096;
 const SHUT_DOWN: &str = "rustdask was shut down while the call was running";
@@ -311,8 +313,11 @@ impl Connection {
 
     /// What the worker is to be told before its next task.
     pub(crate) fn hold_forgotten(&self, told: &mut Told) {
-        for task in told.forgotten_results.drain(..) {
+        for task in std::mem::take(&mut told.forgotten_results) {
             self.outbox.hold(&ToWorker::ForgetResult { task }, &[], None);
+        }
+        if told.results.is_empty() && told.results.capacity() > KEPT_ROOM {
+            told.results = HashSet::new();
         }
         for blob in told.forgotten.drain(..) {
             self.outbox.hold(&ToWorker::ForgetBlob { blob }, &[], None);

@@ -21,6 +21,9 @@ impl Rank {
     }
 }
 
+/// An empty row keeps room for so many.
+const KEPT_ROOM: usize = 4096;
+
 /// A queue by rank. Tasks mostly come in the order in which they go: those stand in a plain row, which costs
 /// the same however long it is, and only the others in a tree.
 #[derive(Debug, Default)]
@@ -78,6 +81,9 @@ impl ReadyQueue {
         while self.row.back().is_some_and(|(_, node)| node.is_none()) {
             self.row.pop_back();
             self.taken_out -= 1;
+        }
+        if self.row.is_empty() && self.row.capacity() > KEPT_ROOM {
+            self.row = VecDeque::new();
         }
         if self.taken_out > 32 && self.taken_out > self.row.len() / 2 {
             self.row.retain(|(_, node)| node.is_some());
