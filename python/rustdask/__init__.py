@@ -13,6 +13,7 @@ from rustdask._client import Client, fire_and_forget, get_client
 from rustdask._core import __version__
 from rustdask._exceptions import RemoteError, TaskFailure, TaskTimeout, UnpicklableError, WorkerCrashed
 from rustdask._future import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future, as_completed, wait
+from rustdask._get import get
 from rustdask._items import rng
 from rustdask._joblib import install, uninstall
 from rustdask._pool import explain, info, shutdown
@@ -34,6 +35,7 @@ __all__ = [
     "as_completed",
     "explain",
     "fire_and_forget",
+    "get",
     "get_client",
     "held_resources",
     "info",

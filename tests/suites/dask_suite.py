@@ -1,0 +1,33 @@
+"""Dask's own tests, with rustdask as the scheduler wherever a test does not itself name another one.
+
+A pytest plugin (`-p dask_suite`). `RUSTDASK_SUITE_MODE` is "processes" or "threads". With `SUITE_BACKEND=dask` the
+schedulers are Dask's own: what fails there as well is no fault of rustdask.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import dask
+import pytest
+
+BACKEND = os.environ.get("SUITE_BACKEND", "rustdask")
+MODE = os.environ.get("RUSTDASK_SUITE_MODE", "processes")
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[object]:
+    if BACKEND != "rustdask":
+        yield MODE
+        return
+    import rustdask
+
+    with rustdask.Client(n_workers=2, processes=MODE == "processes"):
+        yield rustdask.get
+
+
+@pytest.fixture(autouse=True)
+def rustdask_is_active(scheduler: object) -> Iterator[None]:
+    with dask.config.set(scheduler=scheduler):
+        yield
