@@ -45,8 +45,8 @@ class Client:
         Run tasks in worker processes, not in threads of this one.
     memory_limit : int or str, optional
         Memory for each worker process, such as ``"2GB"``. One whose own memory goes over it is ended, and its task
-        fails with `WorkerCrashed`. When the results that are kept in shared memory take 60 % of what all workers have, the
-        oldest go to disk; while they take 80 %, no task begins. By default, these are shares of the machine's memory.
+        fails with `WorkerCrashed`. When the results that are kept in shared memory take 60 % of what all workers have,
+        the oldest go to disk; while they take 80 %, no task begins. By default, it is the machine's memory.
     resources : dict of str to float or list of str, optional
         What the workers have together, for tasks that ask for it: an amount, such as ``{"GPU": 2}``, or the names of
         devices, such as ``{"GPU": ["0", "3"]}``; see `held_resources`.

@@ -16,6 +16,20 @@ BACKEND = os.environ.get("SUITE_BACKEND", "rustdask")
 MODE = os.environ.get("RUSTDASK_SUITE_MODE", "processes")
 
 
+EXCEPTIONS = {
+    "test_compute_array_bag": "wants the collections' default schedulers to be used, which differ: here, one is set",
+    "test_persist_array_bag": "wants the collections' default schedulers to be used, which differ: here, one is set",
+    "test_get_scheduler": "asks that no scheduler be set",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = EXCEPTIONS.get(item.name.split("[")[0])
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[object]:
     if BACKEND != "rustdask":

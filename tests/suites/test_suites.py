@@ -1,4 +1,4 @@
-"""joblib's and scikit-learn's own tests with rustdask active, each suite in a pytest of its own.
+"""joblib's, scikit-learn's and Dask's own tests with rustdask active, each suite in a pytest of its own.
 
 `make suites` runs all of this file; `make test` runs what is marked `selection`.
 """
@@ -87,3 +87,40 @@ def test_sklearn_selection(mode):
 @pytest.mark.parametrize("mode", ["processes", "threads"])
 def test_sklearn(mode, module):
     run_sklearn_suite(mode, [module])
+
+
+# Dask's, with rustdask as the scheduler.
+
+DASK_SELECTION = ["dask.tests.test_base", "dask.tests.test_delayed", "dask.tests.test_graph_manipulation"]
+DASK_SUITES = [
+    *DASK_SELECTION,
+    "dask.bag.tests",
+    "dask.array.tests.test_array_core",
+    "dask.array.tests.test_reductions",
+    "dask.array.tests.test_linalg",
+    "dask.array.tests.test_overlap",
+    "dask.array.tests.test_slicing",
+    "dask.array.tests.test_routines",
+    "dask.dataframe.tests.test_dataframe",
+    "dask.dataframe.tests.test_groupby",
+    "dask.dataframe.tests.test_multi",
+    "dask.dataframe.tests.test_shuffle",
+]
+
+
+def run_dask_suite(mode: str, modules: list[str]) -> None:
+    run_pytest("--pyargs", *modules, plugin="dask_suite", rootdir=SITE_PACKAGES, RUSTDASK_SUITE_MODE=mode)
+
+
+@pytest.mark.selection
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["processes", "threads"])
+def test_dask_selection(mode):
+    run_dask_suite(mode, DASK_SELECTION)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("module", DASK_SUITES)
+@pytest.mark.parametrize("mode", ["processes", "threads"])
+def test_dask(mode, module):
+    run_dask_suite(mode, [module])
