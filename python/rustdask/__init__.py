@@ -11,6 +11,7 @@ Importing rustdask registers the joblib backend ``"rustdask"``:
 
 from rustdask._client import Client, fire_and_forget, get_client
 from rustdask._core import __version__
+from rustdask._delayed import Delayed, compute, delayed, persist
 from rustdask._exceptions import RemoteError, TaskFailure, TaskTimeout, UnpicklableError, WorkerCrashed
 from rustdask._future import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future, as_completed, wait
 from rustdask._get import get
@@ -25,6 +26,7 @@ __all__ = [
     "FIRST_COMPLETED",
     "FIRST_EXCEPTION",
     "Client",
+    "Delayed",
     "Future",
     "RemoteError",
     "TaskFailure",
@@ -33,6 +35,8 @@ __all__ = [
     "WorkerCrashed",
     "__version__",
     "as_completed",
+    "compute",
+    "delayed",
     "explain",
     "fire_and_forget",
     "get",
@@ -40,6 +44,7 @@ __all__ = [
     "held_resources",
     "info",
     "install",
+    "persist",
     "rng",
     "shutdown",
     "uninstall",

@@ -172,7 +172,7 @@ class Client:
             key = _token(function, args, kwargs)
         if key is not None and (known := self._known(key)) is not None:
             return known
-        options = _options(priority, retries, resources, workers)
+        options = engine_options(priority, retries, resources, workers)
         keys = None if key is None else [key]
         future: Future = self._session.submit(Future, [(function, args, kwargs)], keys=keys, **options)[0]
         if key is not None:
@@ -213,7 +213,7 @@ class Client:
             raise TypeError(f"map takes a function and iterables of arguments, got {function!r}")
         calls = [(function, args, kwargs) for args in zip(*iterables, strict=False)]
         keys = _keys_of(key, calls, pure)
-        options = _options(priority, retries, resources, workers)
+        options = engine_options(priority, retries, resources, workers)
         if keys is None:
             return self._session.submit(Future, calls, **options)
         known: dict[Any, Any] = {name: self._known(name) for name in dict.fromkeys(keys)}
@@ -503,7 +503,7 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
 
 
-def _options(
+def engine_options(
     priority: int, retries: int, resources: Mapping[str, float] | None, workers: Iterable[int] | int | None
 ) -> dict[str, Any]:
     options: dict[str, Any] = {}
@@ -532,12 +532,10 @@ def _keys_of(key: str | Iterable[Any] | None, calls: list[Any], pure: bool) -> l
 
 
 def _token(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    import hashlib
-
-    from rustdask._serialize import dumps
+    from rustdask._tokenize import tokenize
 
     name = getattr(function, "__name__", type(function).__name__)
-    return f"{name}-{hashlib.blake2b(dumps((function, args, dict(kwargs))), digest_size=16).hexdigest()}"
+    return f"{name}-{tokenize(function, args, dict(kwargs))}"
 
 
 def _futures_in(value: Any) -> Iterable[Future]:

@@ -118,6 +118,9 @@ class Future(_core.Handle):
             yield from _reader_of(asyncio.get_running_loop()).ended(self).__await__()
         return self._take()
 
+    def __dask_tokenize__(self) -> Any:
+        return self.key
+
     def __repr__(self) -> str:
         return f"<Future: {self.state()}, key: {self.key}>"
 
