@@ -31,7 +31,7 @@ from dask.utils import ensure_dict
 
 from rustdask import _core
 from rustdask._client import Client, default_client, get_client
-from rustdask._client import _options as task_options
+from rustdask._client import engine_options as task_options
 from rustdask._core import Input
 from rustdask._dask_graph import Plan
 from rustdask._dask_order import orders

@@ -11,7 +11,7 @@ from typing import Any
 from dask.typing import Key
 
 from rustdask._client import Client
-from rustdask._client import _options as task_options
+from rustdask._client import engine_options as task_options
 from rustdask._core import Input
 from rustdask._dask_graph import EngineTask, Plan
 from rustdask._dask_order import orders
