@@ -8,15 +8,17 @@ are medians.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.backends import CONTESTANTS, is_installed
 from benchmarks.contestant import Contestant
-from benchmarks.rows import ROWS, Row
+from benchmarks.contestants import CONTESTANTS, is_installed
+from benchmarks.row import Figure, Goal, Row
+from benchmarks.rows import ROWS
 
 QUICK_SCALE = 0.1
 
@@ -36,55 +38,81 @@ class Referee:
             self.close()
         names = [name for name in row.backends if name in self.names]
         measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for round_index in range(1 + (row.repeat or self.repeat)):
-            for name in names if round_index % 2 else reversed(names):
-                self._turn(row, name, measured)
-        return {name: answers[1:] for name, answers in measured.items() if len(answers) > 1}
+        if row.warm_up:
+            self._round(row, names, row.warm_up)
+        for _ in range(min(self.repeat, row.repeat or self.repeat)):
+            for name, answer in self._round(row, names).items():
+                measured[name].append(answer)
+            names.reverse()
+        return {name: answers for name, answers in measured.items() if name in names}
 
-    def _turn(self, row: Row, name: str, measured: dict[str, list[dict[str, Any]]]) -> None:
-        if name not in self.contestants:
-            self.contestants[name] = Contestant(name)
-        scale = self.scale * dict(row.small_for).get(name, 1.0)
-        try:
-            measured[name].append(self.contestants[name].measure(row.key, scale, row.kind))
-        except Exception as error:
-            print(f"  {row.key}: {error}", file=sys.stderr)
-            self.contestants.pop(name).close()
+    def _round(self, row: Row, names: list[str], share: float = 1.0) -> dict[str, dict[str, Any]]:
+        """Measure each of `names` once. Who fails is struck off `names`, and so loses the row."""
+        answers = {}
+        for name in list(names):
+            if name not in self.contestants:
+                self.contestants[name] = Contestant(name)
+            scale = self.scale * share * dict(row.small_for).get(name, 1.0)
+            try:
+                answers[name] = self.contestants[name].measure(row.key, scale, row.kind)
+            except Exception as error:
+                print(f"  {row.key}: {error}", file=sys.stderr)
+                names.remove(name)
+                self.contestants.pop(name).close()
+        return answers
 
     def close(self) -> None:
         while self.contestants:
             self.contestants.popitem()[1].close()
 
 
-def result_of(row: Row, measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    medians = {name: statistics.median(a["value"] for a in answers) for name, answers in measured.items()}
+def results_of(row: Row, measured: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the row's own result, with all that was measured, and one for each further figure."""
+    own = Figure("value", row.title, row.unit, row.goals)
+    results = [{"key": row.key, **result_of(row, own, measured), "samples": measured}]
+    for figure in row.figures:
+        results.append({"key": f"{row.key}.{figure.key}", **result_of(row, figure, measured)})
+    return results
+
+
+def result_of(row: Row, figure: Figure, measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    medians = {name: statistics.median(a[figure.key] for a in answers) for name, answers in measured.items()}
     return {
-        "key": row.key,
-        "title": row.title,
-        "unit": row.unit,
+        "group": row.group,
+        "title": figure.title,
+        "unit": figure.unit,
         "medians": medians,
-        "goals": [goal for goal in (judge(goal, medians) for goal in row.goals) if goal],
-        "samples": measured,
+        "shares": {name: share for name, share in row.small_for if name in medians},
+        "goals": [goal for goal in (judge(goal, medians) for goal in figure.goals) if goal],
     }
 
 
-def judge(goal: Any, medians: dict[str, float]) -> dict[str, Any] | None:
+def judge(goal: Goal, medians: dict[str, float]) -> dict[str, Any] | None:
     limit = goal.limit(medians)
     if limit is None or goal.backend not in medians:
         return None
     value = medians[goal.backend]
-    return {"text": str(goal), "backend": goal.backend, "value": value, "limit": limit, "met": value <= limit}
+    return {
+        "text": str(goal),
+        "backend": goal.backend,
+        "value": value,
+        "limit": limit,
+        "used": limit / value if goal.least else value / limit,
+        "met": goal.is_met(value, limit),
+    }
 
 
-def chosen(option: str, all_keys: list[str]) -> list[str]:
-    """Return the keys that contain any of the comma-separated words of `option`."""
+def is_chosen(option: str, name: str) -> bool:
+    """Whether `name` contains any of the comma-separated words of `option`; all names do if there are none."""
     words = [word for word in option.split(",") if word]
-    return [key for key in all_keys if not words or any(word in key for word in words)]
+    return not words or any(word in name for word in words)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rows", default="", help="words, separated by commas; rows whose key contains one of them")
+    parser.add_argument(
+        "--rows", default="", help="words, separated by commas; rows whose group or key contains one of them"
+    )
     parser.add_argument("--backends", default="", help="likewise, for the contestants")
     parser.add_argument("--repeat", type=int, default=5, help="rounds that count, after the first")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, two rounds; figures mean little")
@@ -95,10 +123,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    rows = [row for row in ROWS if row.key in chosen(options.rows, [row.key for row in ROWS])]
-    names = [name for name in chosen(options.backends, list(CONTESTANTS)) if is_installed(name)]
+    rows = [row for row in ROWS if is_chosen(options.rows, f"{row.group} {row.key}")]
+    names = [name for name in CONTESTANTS if is_chosen(options.backends, name) and is_installed(name)]
     if options.list:
-        print("rows:    ", ", ".join(row.key for row in rows), "\nbackends:", ", ".join(names))
+        for group, members in itertools.groupby(rows, lambda row: row.group):
+            print(f"{group + ':':10}", ", ".join(row.key for row in members))
+        print("backends: ", ", ".join(names))
         return
     partial = options.quick or options.rows or options.backends
     output = options.output or (None if partial else Path(__file__).parent)
@@ -114,9 +144,9 @@ def run_all(rows: list[Row], referee: Referee) -> list[dict[str, Any]]:
     results = []
     try:
         for row in rows:
-            result = result_of(row, referee.run(row))
-            print(report.one_line(result), flush=True)
-            results.append(result)
+            for result in results_of(row, referee.run(row)):
+                print(report.one_line(result), flush=True)
+                results.append(result)
     finally:
         referee.close()
     return results

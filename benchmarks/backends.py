@@ -1,6 +1,6 @@
-"""The contestants: each opens once in a process of its own and stays warm there.
+"""The contestants of the rows of joblib, and of the engine below it.
 
-A contestant is a factory of context managers. Those of joblib are entered as `parallel_config`, so that the work of a
+Those of joblib are entered as `parallel_config`, so that the work of a
 row is the same code for all of them; those of `ENGINES` yield a function `map(function, items) -> list` that moves one
 task at a time.
 """
@@ -8,7 +8,6 @@ task at a time.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -161,8 +160,6 @@ ENGINES: dict[str, Contestant] = {
     "engine processes": lambda: rustdask_engine("processes"),
 }
 
-CONTESTANTS = JOBLIB | ENGINES
-
 NEEDS = {
     "dask": "distributed",
     "rustdask threads": "rustdask",
@@ -170,11 +167,3 @@ NEEDS = {
     "engine threads": "rustdask._engine_benchmark",
     "engine processes": "rustdask._engine_benchmark",
 }
-
-
-def is_installed(name: str) -> bool:
-    """Whether what contestant `name` is made of can be imported."""
-    try:
-        return name not in NEEDS or importlib.util.find_spec(NEEDS[name]) is not None
-    except ModuleNotFoundError:
-        return False

@@ -4,7 +4,7 @@ import sys
 
 from joblib import Parallel, delayed
 
-from benchmarks.backends import CONTESTANTS
+from benchmarks.backends import JOBLIB
 
 
 def noop(i):
@@ -14,5 +14,5 @@ def noop(i):
 if __name__ == "__main__":
     import numpy  # noqa: F401  (as any script that needs speed does)
 
-    with CONTESTANTS[sys.argv[1]]():
+    with JOBLIB[sys.argv[1]]():
         assert Parallel()(delayed(noop)(i) for i in range(4)) == [0, 1, 2, 3]

@@ -17,6 +17,18 @@ def own_rss_mb() -> float:
     return rss_bytes(os.getpid()) / 1e6
 
 
+def reset_own_peak() -> None:
+    """Let `own_peak_rss_mb` begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def own_peak_rss_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return own_rss_mb()
+
+
 def settled_rss_mb() -> float:
     """Return the memory of this process once Python has emptied its free lists and a moment has passed."""
     gc.collect()

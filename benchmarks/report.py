@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backends import ENGINES, JOBLIB
+from benchmarks.contestants import CONTESTANTS
 
 COLOURS = {
     "sequential": "#9e9e9e",
@@ -17,8 +17,26 @@ COLOURS = {
     "loky": "#72b7b2",
     "dask": "#e0a13a",
     "floor": "#d0d0d0",
+    "dask.get_sync": "#bdbdbd",
+    "dask.threaded": "#4c78a8",
+    "concurrent.futures": "#72b7b2",
+    "distributed": "#e0a13a",
+    "frisky in-process": "#b39ddb",
+    "frisky": "#7e57c2",
     "rustdask threads": "#f06292",
     "rustdask processes": "#b71c1c",
+    "client threads": "#f06292",
+    "client processes": "#b71c1c",
+}
+
+# Below these come the tables. Those who stand in several have the same name there, but for this word.
+GROUPS = {
+    "joblib": "`floor` is joblib's own front end, with a backend that costs nothing.",
+    "engine": "Without joblib:",
+    "futures": "Futures, on two worker processes. `client` is `rustdask.Client`, here and below.",
+    "graphs": "Graphs, and the set of the RSDS paper, scaled to two cores. `frisky` has processes, like `distributed`.",
+    "web": "A web server (examples/server.py) that computes something small for each request, in several ways.",
+    "machine": "The scheduler machine alone, on one core, all that it says done at once, by the shape of the graph.",
 }
 
 Result = dict[str, Any]
@@ -26,7 +44,7 @@ Result = dict[str, Any]
 
 def environment() -> dict[str, Any]:
     packages = {}
-    for name in ("rustdask", "joblib", "numpy", "scikit-learn", "distributed"):
+    for name in ("rustdask", "joblib", "numpy", "scikit-learn", "distributed", "frisky", "aiohttp"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -51,7 +69,7 @@ def figure(value: float | None) -> str:
     """Three digits are as many as a median of a few rounds can carry."""
     if value is None:
         return ""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def one_line(result: Result) -> str:
@@ -62,11 +80,12 @@ def one_line(result: Result) -> str:
 
 def goal_cell(goal: dict[str, Any]) -> str:
     """The goal, what was reached in per cent of its limit, and whether it is met."""
-    return f"{goal['text']}: {goal['value'] / goal['limit']:.0%} {'✓' if goal['met'] else '✗'}"
+    return f"{goal['text']}: {goal['used']:.0%} {'✓' if goal['met'] else '✗'}"
 
 
-def table(results: list[Result], names: list[str]) -> str:
-    header = ["work", "unit", *names, "goal: share of the limit used"]
+def table(results: list[Result]) -> str:
+    names = [name for name in CONTESTANTS if any(name in result["medians"] for result in results)]
+    header = ["work", "unit", *(heading(name) for name in names), "goal: share of the limit used"]
     lines = [header, ["---"] * len(header)]
     for result in results:
         cells = [figure(result["medians"].get(name)) for name in names]
@@ -75,10 +94,23 @@ def table(results: list[Result], names: list[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def shown(results: list[Result], names: list[str]) -> str:
-    present = [name for name in names if any(name in result["medians"] for result in results)]
-    rows = [result for result in results if any(name in result["medians"] for name in names)]
-    return table(rows, present) if rows else ""
+def heading(contestant: str) -> str:
+    return contestant.removeprefix("web ").removeprefix("machine ")
+
+
+def shown(results: list[Result], group: str) -> str:
+    rows = [result for result in results if result["group"] == group and result["medians"]]
+    return f"{GROUPS[group]}\n\n{table(rows)}{shares_note(rows)}" if rows else ""
+
+
+def shares_note(results: list[Result]) -> str:
+    """Say who ran less than the others."""
+    shares = [
+        f"{result['title']}: " + ", ".join(f"{heading(name)} {share:g}" for name, share in result["shares"].items())
+        for result in results
+        if result["shares"] and "samples" in result
+    ]
+    return f"\nShares of the work, where all of it would take too long: {'; '.join(shares)}.\n" if shares else ""
 
 
 def markdown(results: list[Result]) -> str:
@@ -87,16 +119,9 @@ def markdown(results: list[Result]) -> str:
     head = (
         f"Python {where['python']}, {where['cpus']} CPUs, {where['system']}; {packages}.\n"
         "Medians of interleaved rounds, the first discarded; two workers everywhere.\n"
-        "`floor` is joblib's own front end, with a backend that costs nothing.\n"
     )
-    parts = [head, shown(results, list(JOBLIB)), shown(results, list(ENGINES)), notes(results)]
+    parts = [head, *(shown(results, group) + notes(results, group) for group in GROUPS)]
     return "\n".join(part for part in parts if part)
-
-
-def notes(results: list[Result]) -> str:
-    return "".join(million_note(r) for r in results if r["key"] == "million") + "".join(
-        pss_note(r) for r in results if r["key"] == "memory_rss"
-    )
 
 
 def million_note(result: Result) -> str:
@@ -116,8 +141,30 @@ def pss_note(result: Result) -> str:
     return f"\nThe same peak as PSS, where a page that processes share counts once: {listed}.\n"
 
 
+def memory_note(result: Result) -> str:
+    kept = (
+        f"{name} {sample['rss_before_mb']:.0f} and {sample['rss_after_mb']:.0f} MB"
+        for name, (sample, *_) in result["samples"].items()
+    )
+    return f"\n{result['title']}: memory of the client before and afterwards: {', '.join(kept)}.\n"
+
+
+NOTES = {
+    "million": million_note,
+    "memory_rss": pss_note,
+    "million_graph": memory_note,
+    "million_map": memory_note,
+}
+
+
+def notes(results: list[Result], group: str) -> str:
+    return "".join(
+        NOTES[result["key"]](result) for result in results if result["group"] == group and result["key"] in NOTES
+    )
+
+
 def plot(results: list[Result], path: Path) -> None:
-    """Draw each row's times over sequential's, on a log scale: further left is faster."""
+    """Draw times on a log scale, further left is faster: of joblib over sequential, of graphs over rustdask's best."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -125,15 +172,52 @@ def plot(results: list[Result], path: Path) -> None:
 
     # Text stays text, and the file does not change from run to run.
     pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rustdask", "font.size": 9})
-    rows = [result for result in results if "sequential" in result["medians"]][::-1]
-    if not rows:
+    panels = [panel for panel in (joblib_panel(results), graphs_panel(results)) if panel[0]]
+    if not panels:
         return
-    fig, axes = pyplot.subplots(figsize=(8.5, 0.9 + 0.42 * len(rows)), layout="constrained")
+    heights = [0.9 + 0.42 * len(rows) for rows, *_ in panels]
+    fig, all_axes = pyplot.subplots(
+        len(panels), 1, figsize=(8.5, sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
+    )
+    for axes, panel in zip(all_axes[:, 0], panels, strict=True):
+        draw(axes, *panel)
+    fig.savefig(path, metadata={"Date": None})
+    pyplot.close(fig)
+
+
+def joblib_panel(results: list[Result]) -> tuple[list[Result], list[float], str]:
+    rows = [result for result in results if "sequential" in result["medians"]]
+    bases = [result["medians"]["sequential"] for result in rows]
+    return rows, bases, "time, as a multiple of one sequential loop (less is faster)"
+
+
+def graphs_panel(results: list[Result]) -> tuple[list[Result], list[float], str]:
+    rows = [result for result in results if result["group"] in ("futures", "graphs") and is_time(result)]
+    rows = [result for result in rows if ours_of(result)]
+    bases = [min(ours_of(result)) for result in rows]
+    return rows, bases, "time, as a multiple of the faster of rustdask's clients (less is faster)"
+
+
+def is_time(result: Result) -> bool:
+    return result["unit"] in ("s", "ms", "µs per task")
+
+
+def ours_of(result: Result) -> list[float]:
+    return [value for name, value in result["medians"].items() if is_ours(name)]
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith(("rustdask", "client"))
+
+
+def draw(axes: Any, rows: list[Result], bases: list[float], label: str) -> None:
     for name, colour in COLOURS.items():
         points = [
-            (r["medians"][name] / r["medians"]["sequential"], y) for y, r in enumerate(rows) if name in r["medians"]
+            (row["medians"][name] / base, -y)
+            for y, (row, base) in enumerate(zip(rows, bases, strict=True))
+            if name in row["medians"]
         ]
-        ours = name.startswith("rustdask")
+        ours = is_ours(name)
         if points and name != "sequential":
             axes.scatter(
                 *zip(*points, strict=True), s=70 if ours else 34, color=colour, label=name, zorder=4 if ours else 3
@@ -141,8 +225,8 @@ def plot(results: list[Result], path: Path) -> None:
     axes.axvline(1, color=COLOURS["sequential"], lw=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_yticks(range(len(rows)), [r["title"].replace("`", "") for r in rows])
-    axes.set_xlabel("time, as a multiple of one sequential loop (less is faster)")
+    axes.set_yticks([-y for y in range(len(rows))], [row["title"].replace("`", "") for row in rows])
+    axes.set_xlabel(label)
     axes.grid(axis="both", color="#eeeeee", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -150,5 +234,3 @@ def plot(results: list[Result], path: Path) -> None:
     axes.legend(
         frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.4, 1.0), columnspacing=1.2, handletextpad=0.2
     )
-    fig.savefig(path, metadata={"Date": None})
-    pyplot.close(fig)

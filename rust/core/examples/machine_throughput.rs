@@ -1,6 +1,7 @@
 //! Prints what the scheduler machine costs. For tasks that are independent: all submitted at once, then finished one
 //! by one. For graphs: how many tasks it completes a second, all that it says carried out at once, and how many bytes a
-//! waiting task takes. `cargo run --release -p rustdask-core --example machine_throughput [most tasks]`
+//! waiting task takes. `cargo run --release -p rustdask-core --example machine_throughput [most tasks] [graphs]`, where the
+//! graphs are some of `wide,tree,chains,gpus`; named, they are all that is run.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,23 +44,33 @@ const CALL: CallId = CallId(1);
 
 fn main() {
     let most: u64 = std::env::args().nth(1).and_then(|most| most.parse().ok()).unwrap_or(1_000_000);
-    println!("{:>10} {:>10} {:>14} {:>12}", "workers", "tasks", "tasks/s", "ns per task");
-    for workers in [2, 1000] {
-        for tasks in [10_000, 100_000, 1_000_000] {
-            let elapsed = independent(workers, tasks).as_secs_f64();
-            let tasks_f = tasks as f64;
-            println!("{workers:>10} {tasks:>10} {:>14.0} {:>12.0}", tasks_f / elapsed, elapsed / tasks_f * 1e9);
-        }
+    let named = std::env::args().nth(2);
+    if named.is_none() {
+        all_independent();
     }
     println!(
         "\n{:>7} {:>8} {:>10} {:>15} {:>11} {:>13} {:>14}",
         "graph", "workers", "tasks", "completions/s", "ns each", "ns to submit", "bytes/waiting"
     );
     for (name, shape) in [("wide", wide as Shape), ("tree", tree), ("chains", chains), ("gpus", gpus)] {
+        if named.as_ref().is_some_and(|named| named.split(',').all(|other| other != name)) {
+            continue;
+        }
         for workers in [2, 1000] {
             for tasks in (3..8).map(|power| 10u64.pow(power)).filter(|&tasks| tasks <= most) {
                 graph(name, shape(tasks), workers);
             }
+        }
+    }
+}
+
+fn all_independent() {
+    println!("{:>10} {:>10} {:>14} {:>12}", "workers", "tasks", "tasks/s", "ns per task");
+    for workers in [2, 1000] {
+        for tasks in [10_000, 100_000, 1_000_000] {
+            let elapsed = independent(workers, tasks).as_secs_f64();
+            let tasks_f = tasks as f64;
+            println!("{workers:>10} {tasks:>10} {:>14.0} {:>12.0}", tasks_f / elapsed, elapsed / tasks_f * 1e9);
         }
     }
 }
