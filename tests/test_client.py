@@ -623,3 +623,15 @@ def test_contexts_reach_tasks(client, monkeypatch):
 def test_what_tasks_print_comes_back(processes, capfd):
     processes.submit(tasks.say, "hello from a task").result()
     wait_until(lambda: "hello from a task" in capfd.readouterr().out, "the output has come")
+
+
+def test_scattered_data_stays_until_the_tasks_that_take_it_have_run(client, path):
+    array = np.arange(50_000.0)
+    blockers = [client.submit(tasks.wait_for_file, path("go")) for _ in range(2)]
+    scattered = client.scatter(array)
+    sums = [client.submit(np.sum, scattered) for _ in range(6)]
+    del scattered
+    gc.collect()
+    tasks.note(path("go"))
+    assert client.gather(sums) == [array.sum()] * 6
+    client.gather(blockers)

@@ -100,7 +100,8 @@ class Client:
         from rustdask._serialize import GraphSerializer
 
         # Without a reference to the client, which would keep itself alive.
-        settings = functools.partial(worker_settings, max(1, cores().count // self.n_workers), self._devices)
+        share = max(1, cores().count // self.n_workers)
+        settings = functools.partial(worker_settings, share, self._devices, self.memory_limit)
 
         return _core.Session.processes(
             workers=self.n_workers,

@@ -717,7 +717,7 @@ _initializer_keys: dict[bytes, int] = {}
 _key_numbers = itertools.count(1)
 
 
-def worker_settings(share: int, devices: dict[str, list[str]]) -> Any:
+def worker_settings(share: int, devices: dict[str, list[str]], memory_limit: int | None) -> Any:
     """Return what worker processes are to be like for a caller who asks for nothing else.
 
     Parameters
@@ -726,6 +726,8 @@ def worker_settings(share: int, devices: dict[str, list[str]]) -> Any:
         Cores that each of them may use.
     devices : dict of str to list of str
         Names of the units of resources.
+    memory_limit : int or None
+        Bytes of private memory that each of them may use.
     """
     from rustdask import _context
     from rustdask._payload import Settings
@@ -739,6 +741,7 @@ def worker_settings(share: int, devices: dict[str, list[str]]) -> Any:
         cores=share,
         authkey=_authkey(),
         devices=devices,
+        **({} if memory_limit is None else {"kept_bytes": memory_limit // 8}),
     )
 
 

@@ -53,3 +53,4 @@ class Settings(NamedTuple):
     cores: int = 1
     authkey: bytes | None = None
     devices: dict[str, list[str]] = {}  # noqa: RUF012
+    kept_bytes: int = 256 << 20

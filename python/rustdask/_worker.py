@@ -26,10 +26,8 @@ from rustdask._worker_rank import set_worker_rank, set_worker_share, worker_shar
 
 _SPARE_FD = 200
 
-_KEPT_BYTES_EACH = 64 << 20
-_KEPT_BYTES = 256 << 20
-"""Results that a worker keeps as objects, while their pickles are kept elsewhere, too."""
 _COUNTED_BYTES = 4096
+"""Smaller results that a worker keeps as objects are not counted."""
 _NOTHING = contextlib.nullcontext()
 
 
@@ -113,7 +111,8 @@ class _Worker:
             result = self._context.copy().run(self._call_function, task, clock)
             ran = time.perf_counter()
             report, buffers = self._dump_result(result)
-            kept = self._results.keep(task.id, result, len(report) + sum(map(len, buffers)))
+            size = len(report) + sum(map(len, buffers))
+            kept = self._results.keep(task.id, result, size, self._settings.kept_bytes)
             del result
         except BaseException as error:
             ran = time.perf_counter()
@@ -342,9 +341,9 @@ class _Results:
         self._sizes: dict[int, int] = {}
         self._kept_bytes = 0
 
-    def keep(self, task: int, result: Any, size: int) -> bool:
-        """Keep a result that was made here; False where it is too large, beside its copy in shared memory."""
-        if size > _KEPT_BYTES_EACH or self._kept_bytes + size > _KEPT_BYTES:
+    def keep(self, task: int, result: Any, size: int, limit: int) -> bool:
+        """Keep a result that was made here; False where all would take too much beside their shared copies."""
+        if self._kept_bytes + size > limit:
             return False
         self._values[task] = result
         if size >= _COUNTED_BYTES:

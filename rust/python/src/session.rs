@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
@@ -95,8 +96,8 @@ impl SessionInner {
             return;
         }
         match &self.engine {
-            Engine::Processes(pool, _) if outside => pool.forget_result(task),
-            Engine::Threads(_) if outside => {}
+            // Tasks may be about to take it: workers forget it with the node.
+            _ if outside => {}
             Engine::Threads(pool) => pool.driver.release(self.call, task),
             Engine::Processes(pool, _) => pool.driver.release(self.call, task),
         }
@@ -130,6 +131,8 @@ impl SessionInner {
                 shipping.memory.close();
                 pool.driver.close_call(self.call);
                 pool.stop();
+                // However long the client is kept.
+                pool.shared.store.trim(Duration::ZERO);
                 true
             }
         }
@@ -411,7 +414,7 @@ impl Session {
         let made = match &self.inner.engine {
             Engine::Threads(_) => Made::Object(value.unbind()),
             Engine::Processes(_, shipping) => {
-                let stored = Arc::new(shipping.place(value.py(), &value)?);
+                let stored = Arc::new(shipping.place(value.py(), id, &value)?);
                 Made::Scattered(value.unbind(), stored)
             }
         };

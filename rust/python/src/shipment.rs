@@ -7,7 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use rustdask_core::message::Access;
-use rustdask_core::{BlobId, CallId, SegmentId};
+use rustdask_core::{BlobId, CallId, SegmentId, TaskId};
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
 use rustdask_runtime::stored::Stored;
 
@@ -33,6 +33,20 @@ pub(crate) struct Shipment {
 struct Held {
     segments: Vec<SegmentId>,
     pool: Arc<Processes>,
+}
+
+/// A value of the submitter's. Workers forget it when the last task that takes it has run.
+struct HeldValue {
+    task: TaskId,
+    held: Held,
+}
+
+impl Drop for HeldValue {
+    fn drop(&mut self) {
+        if self.held.pool.is_ours() {
+            self.held.pool.forget_result(self.task);
+        }
+    }
 }
 
 impl Drop for Held {
@@ -133,13 +147,13 @@ impl Shipping {
     }
 
     /// A value of this process, as workers get it. Also what is held for it.
-    pub(crate) fn place(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Stored> {
+    pub(crate) fn place(&self, py: Python<'_>, task: TaskId, value: &Bound<'_, PyAny>) -> PyResult<Stored> {
         let dumped = self.serializer.bind(py).call_method1(intern!(py, "arguments"), (value,))?;
         let (pickle, buffers): (Bound<'_, PyBytes>, Vec<OutOfBand<'_>>) = dumped.extract()?;
         let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
         let contents = self.pack(py, &pickle, &buffers, &mut held)?;
         held.segments.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
-        Ok(Stored::Placed { contents, held: Box::new(held) })
+        Ok(Stored::Placed { contents, held: Box::new(HeldValue { task, held }) })
     }
 
     fn function<'py>(&self, py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Arc<HeldBlob>> {

@@ -46,10 +46,13 @@ pub trait Payload: Clone + Send + 'static {
     fn ended(&self, end: End<Self>);
 }
 
+/// Results of tasks, by the numbers of these.
+pub type Inputs = Vec<(TaskId, Arc<Stored>)>;
+
 /// What the task of a graph has beside its parcel.
 pub struct Links {
     /// The results that it takes.
-    pub inputs: Vec<(TaskId, Arc<Stored>)>,
+    pub inputs: Inputs,
     pub granted: Box<[Grant]>,
 }
 

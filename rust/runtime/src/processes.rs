@@ -21,7 +21,7 @@ use rustix::pipe::{pipe_with, PipeFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, Notify};
 
-use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
+use crate::driver::{Driver, Inputs, Job, Notice, Obituary, Payload, Shell};
 use crate::endpoint::View;
 use crate::fork;
 use crate::group;
@@ -183,14 +183,14 @@ impl Lease {
     }
 
     /// Let a worker look at it; where it finds it.
-    pub(crate) fn show(&self, to: &Arc<Connection>, told: &mut Told) -> io::Result<Extent> {
+    pub(crate) fn show(&self, to: &Arc<Connection>, told: &mut Told, task: TaskId) -> io::Result<Extent> {
         let mut shown = self.0.shown.lock().expect("no holder panics");
         if shown.is_none() {
             let id = self.0.shared.store.fresh_id();
             *shown = Some(Shown::new(id, self.segment()?));
         }
         let shown = shown.as_mut().expect("just made");
-        shown.to(to, told)?;
+        shown.to(to, told, task)?;
         Ok(Extent { segment: shown.id, ..self.0.extent })
     }
 
@@ -304,7 +304,7 @@ impl Connection {
         self.owner == std::process::id()
     }
 
-    fn forget_result(&self, task: TaskId) {
+    pub(crate) fn forget_result(&self, task: TaskId) {
         let mut told = self.told();
         if told.results.remove(&task) {
             told.forgotten_results.push(task);
@@ -414,6 +414,8 @@ pub struct ProcessShell<P: Payload> {
     /// The reports that are being handled.
     reports: HashMap<TaskId, Delivery>,
     pace: Pace,
+    /// Results that tasks on workers take: where they are now, they stay until then.
+    pins: HashMap<(WorkerId, TaskId), Inputs>,
     obituary: Option<(WorkerId, Obituary)>,
     start_failure: String,
     stopped: bool,
@@ -445,6 +447,9 @@ impl<P: Payload> Shell for ProcessShell<P> {
                 entry.connection.condemn(format!("could not be sent its arguments: {error}"));
             }
             self.addressed.insert(worker);
+            if let Some(links) = links.filter(|links| !links.inputs.is_empty()) {
+                self.pins.insert((worker, task), links.inputs);
+            }
             return;
         }
         self.unsent.insert(task, (worker, attempt));
@@ -586,6 +591,7 @@ impl<P: Payload> ProcessPool<P> {
             addressed: HashSet::new(),
             reports: HashMap::new(),
             pace: Pace::default(),
+            pins: HashMap::new(),
             obituary: None,
             start_failure: String::new(),
             stopped: false,
@@ -911,7 +917,7 @@ impl<P: Payload> Io<P> {
             let left = state.abandon_calls(SHUT_DOWN, events);
             let ended: Vec<_> = state.shell.workers.drain().collect();
             events.extend(ended.iter().map(|(worker, _)| Event::WorkerLost { worker: *worker }));
-            (ended, left)
+            (ended, (left, std::mem::take(&mut state.shell.pins)))
         });
         drop(left);
         // Started by nobody: those that were asked for and not begun.
@@ -1143,9 +1149,11 @@ impl<P: Payload> Serving<P> {
             let mut garbage = Vec::new();
             // Of reports before that nobody was waiting for.
             let dropped = std::mem::take(&mut state.shell.reports);
+            let mut unpinned = Vec::new();
             for news in news {
                 match news {
                     TaskNews::Finished(task, attempt, delivery) => {
+                        unpinned.extend(state.shell.pins.remove(&(worker, task)));
                         let (outcome, size_bytes) = (delivery.outcome(), delivery.bytes());
                         state.shell.released(worker);
                         if let Some(call) = state.call_of_linked(task) {
@@ -1164,13 +1172,14 @@ impl<P: Payload> Serving<P> {
                     }
                     TaskNews::Returned(task, attempt, kept) => {
                         if kept == 0 {
+                            unpinned.extend(state.shell.pins.remove(&(worker, task)));
                             state.shell.released(worker);
                         }
                         events.push_back(Event::TaskReturned { worker, task, attempt, kept });
                     }
                 }
             }
-            (garbage, dropped)
+            (garbage, dropped, unpinned)
         });
         drop(garbage);
     }
@@ -1208,7 +1217,8 @@ impl<P: Payload> Serving<P> {
             reason: connection.reason.lock().expect("no holder panics").clone(),
         };
         let worker = connection.worker;
-        self.driver.with(|state, events| {
+        let unpinned = self.driver.with(|state, events| {
+            let mut unpinned = Vec::new();
             if let Some(entry) = state.shell.workers.remove(&worker) {
                 if died {
                     self.shared.deaths.fetch_add(1, Ordering::Relaxed);
@@ -1217,10 +1227,14 @@ impl<P: Payload> Serving<P> {
                     state.shell.start_failure = start_failure(&obituary);
                 }
                 state.shell.unsent.retain(|_, (holder, _)| *holder != worker);
+                let held: Vec<_> = state.shell.pins.keys().filter(|(holder, _)| *holder == worker).copied().collect();
+                unpinned.extend(held.iter().filter_map(|pin| state.shell.pins.remove(pin)));
                 state.shell.obituary = Some((worker, obituary));
                 events.push_back(Event::WorkerLost { worker });
             }
+            unpinned
         });
+        drop(unpinned);
     }
 }
 

@@ -59,14 +59,14 @@ impl Stored {
             Self::Made { body, buffers, .. } => {
                 let (body, inline) = match body {
                     Reported::Inline(bytes) => (Body::Inline, &bytes[..]),
-                    Reported::Leased(lease) => (Body::InSegment(lease.show(connection, told)?), &[][..]),
+                    Reported::Leased(lease) => (Body::InSegment(lease.show(connection, told, task)?), &[][..]),
                 };
-                let buffers = buffers.iter().map(|lease| Ok(private(lease.show(connection, told)?)));
+                let buffers = buffers.iter().map(|lease| Ok(private(lease.show(connection, told, task)?)));
                 let buffers = buffers.collect::<io::Result<Vec<_>>>()?;
                 connection.outbox.hold(&ToWorker::Result { task, body, buffers }, inline, None);
             }
             Self::Spilled(Spilled { inline, body, buffers, file, .. }) => {
-                file.lock().expect("no holder panics").to(connection, told)?;
+                file.lock().expect("no holder panics").to(connection, told, task)?;
                 let buffers = buffers.iter().map(|extent| private(*extent)).collect();
                 connection.outbox.hold(&ToWorker::Result { task, body: *body, buffers }, inline, None);
             }
@@ -139,7 +139,8 @@ fn private(extent: Extent) -> Buffer {
 pub(crate) struct Shown {
     pub(crate) id: SegmentId,
     pub(crate) segment: Arc<Segment>,
-    told: Vec<Weak<Connection>>,
+    /// With the tasks whose results are there.
+    told: Vec<(Weak<Connection>, TaskId)>,
 }
 
 impl Shown {
@@ -147,17 +148,20 @@ impl Shown {
         Self { id, segment, told: Vec::new() }
     }
 
-    pub(crate) fn to(&mut self, connection: &Arc<Connection>, told: &mut Told) -> io::Result<()> {
+    pub(crate) fn to(&mut self, connection: &Arc<Connection>, told: &mut Told, task: TaskId) -> io::Result<()> {
         connection.announce(told, self.id, &self.segment)?;
-        self.told.push(Arc::downgrade(connection));
+        self.told.push((Arc::downgrade(connection), task));
         Ok(())
     }
 }
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        for connection in self.told.iter().filter_map(Weak::upgrade) {
-            connection.forget(self.id);
+        for (connection, task) in &self.told {
+            if let Some(connection) = connection.upgrade() {
+                connection.forget_result(*task);
+                connection.forget(self.id);
+            }
         }
     }
 }
