@@ -475,6 +475,37 @@ def test_futures_of_lazy_results(client):
     assert futures[0].key == x.key
 
 
+def test_the_client_computes_in_the_background(client):
+    x, y = add(1, 2), delayed(7)
+    future = client.compute(x)
+    assert isinstance(future, Future)
+    assert (future.result(), future.key) == (3, x.key)
+    futures = client.compute([x, y, 5])
+    assert client.gather(futures[:2]) + futures[2:] == [3, 7, 5]
+    assert client.gather(client.compute((x, x + 1), priority=1)) == [3, 4]
+    with pytest.raises(TypeError):
+        client.compute(x, bogus=1)
+
+
+def test_the_client_persists(client, path):
+    noted = delayed(tasks.note_and_return)(path(), 1)
+    held = client.persist(noted)
+    assert isinstance(held, Delayed)
+    [also] = client.persist([held + 1])
+    assert compute(held, also) == (1, 2)
+    assert len(tasks.lines_of(path())) == 1
+
+
+def test_lazy_results_and_collections_of_dask_take_a_call_each(threads):
+    class Collection:
+        def __dask_graph__(self):
+            return {}
+
+    for act in (threads.compute, threads.persist):
+        with pytest.raises(TypeError, match="Dask's Collection take a call each"):
+            act([add(1, 2), Collection()])
+
+
 def test_persist(client, path):
     notes = path()
     noted = delayed(tasks.note)(notes, "ran")

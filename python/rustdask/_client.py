@@ -393,17 +393,27 @@ class Client:
         Parameters
         ----------
         collections : collection, or list or tuple of collections
+        **kwargs
+            ``priority``, ``retries``, ``resources`` and ``workers``, as of `submit`, for all tasks.
 
         Returns
         -------
         Future, or list of Future
         """
+        from rustdask import _delayed
+
+        if _delayed.are_lazy(collections):
+            return _delayed.compute_later(self, collections, **kwargs)
         from rustdask import _dask
 
         return _dask.compute(self, collections, **kwargs)
 
     def persist(self, collections: Any, **kwargs: Any) -> Any:
-        """Compute Dask collections in the background, and return collections of the results."""
+        """Compute Dask collections, or `delayed` objects, in the background, and return such that hold the results."""
+        from rustdask import _delayed
+
+        if _delayed.are_lazy(collections):
+            return _delayed.persist_later(self, collections, **kwargs)
         from rustdask import _dask
 
         return _dask.persist(self, collections, **kwargs)

@@ -175,6 +175,41 @@ def submit(client: Client, outputs: Sequence[Delayed], **options: Any) -> list[F
     return _submitted(client, [output._node for output in outputs], keyed=True, **options)
 
 
+_SEVERAL = (list, tuple, set, frozenset)
+
+
+def are_lazy(collections: Any) -> bool:
+    """Tell whether this is, or are, `Delayed`, of which `Client.compute` makes futures."""
+    if isinstance(collections, _SEVERAL):
+        return any(isinstance(item, Delayed) for item in collections)
+    return isinstance(collections, Delayed)
+
+
+def compute_later(client: Client, lazy: Any, **options: Any) -> Any:
+    """Return the future of a lazy result, or those of several; see `Client.compute`."""
+    if not isinstance(lazy, _SEVERAL):
+        return submit(client, [lazy], **options)[0]
+    items = _without_collections(lazy)
+    futures = iter(submit(client, [item for item in items if isinstance(item, Delayed)], **options))
+    return [next(futures) if isinstance(item, Delayed) else item for item in items]
+
+
+def persist_later(client: Client, lazy: Any, **options: Any) -> Any:
+    """Return a lazy result that holds its future, or several; see `Client.persist`."""
+    if not isinstance(lazy, _SEVERAL):
+        return persist(lazy, client=client, **options)[0]
+    return list(persist(*_without_collections(lazy), client=client, **options))
+
+
+def _without_collections(items: Iterable[Any]) -> list[Any]:
+    """Refuse Dask's own, whose graphs take another way."""
+    items = list(items)
+    for item in items:
+        if hasattr(type(item), "__dask_graph__"):
+            raise TypeError(f"rustdask's Delayed and Dask's {type(item).__name__} take a call each; got both in one")
+    return items
+
+
 def _submitted(
     client: Client,
     nodes: Sequence[Node],

@@ -335,10 +335,12 @@ class Plan:
             return ("value", tokenize(arg.args[0])) if arg.pure else ("node", id(arg))
         if cls is Nest:
             return arg.make, tuple([self._mark(item) for item in arg.items])
+        if cls is float:
+            # Some that differ are equal, but not in this form.
+            return cls, arg.hex()
         return (cls, arg) if cls in _SIMPLE else ("value", tokenize(arg))
 
 
-# Not float: some that differ are equal.
 _SIMPLE = frozenset({int, str, bool, bytes, type(None)})
 
 
