@@ -13,6 +13,7 @@ from rustdask._client import Client, fire_and_forget, get_client
 from rustdask._core import __version__
 from rustdask._delayed import Delayed, compute, delayed, persist
 from rustdask._exceptions import RemoteError, TaskFailure, TaskTimeout, UnpicklableError, WorkerCrashed
+from rustdask._executor import Executor
 from rustdask._future import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, Future, as_completed, wait
 from rustdask._get import get
 from rustdask._items import rng
@@ -27,6 +28,7 @@ __all__ = [
     "FIRST_EXCEPTION",
     "Client",
     "Delayed",
+    "Executor",
     "Future",
     "RemoteError",
     "TaskFailure",

@@ -9,11 +9,12 @@ from __future__ import annotations
 import pickle
 import signal as signals
 from collections.abc import Mapping
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 
-class WorkerCrashed(RuntimeError):
-    """A task ended its worker process, and kept doing so when it was run again.
+class WorkerCrashed(BrokenExecutor):
+    """A task ended its worker process, and kept doing so when it was run again. The pool goes on.
 
     Parameters
     ----------

@@ -741,7 +741,7 @@ def worker_settings(share: int, devices: dict[str, list[str]], memory_limit: int
         cores=share,
         authkey=_authkey(),
         devices=devices,
-        **({} if memory_limit is None else {"kept_bytes": memory_limit // 8}),
+        kept_bytes=Settings().kept_bytes if memory_limit is None else memory_limit // 8,
     )
 
 
