@@ -71,8 +71,7 @@ impl Scheduler {
             State::Ready { home } => missing == 0 && home.is_none_or(|home| self.roster.worker(home).is_some()),
             State::Assigned { worker, attempt } => self
                 .roster
-                .slot(*worker, node.id, *attempt)
-                .or_else(|| self.roster.parked_slot(*worker, node.id, *attempt))
+                .held(*worker, node.id, *attempt)
                 .is_some_and(|slot| slot.wanted && slot.task.node == Some(at) && *attempt == node.attempt),
             State::Done { holders, .. } => {
                 let distinct: BTreeSet<WorkerId> = holders.as_slice().iter().map(|holder| holder.worker).collect();

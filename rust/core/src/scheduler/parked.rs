@@ -3,7 +3,7 @@
 //! So no depth of nesting runs out of workers. A parked task keeps its resources, counts for nothing else, and ends
 //! like any other.
 
-use crate::action::{Action, KillReason};
+use crate::action::KillReason;
 use crate::event::Outcome;
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
@@ -36,8 +36,8 @@ impl Scheduler {
             Some(node) if slot.wanted => self.ended(node, slot.task, worker, how, out),
             _ => {
                 self.stale += 1;
-                if how.0 == Outcome::Ok && self.holders(task).all(|holder| holder != worker) {
-                    out.push(Action::Forget { worker, task });
+                if how.0 == Outcome::Ok {
+                    self.made_in_vain(worker, task, out);
                 }
             }
         }
@@ -46,7 +46,7 @@ impl Scheduler {
 
     fn unpark(&mut self, from: WorkerId, task: TaskId, attempt: Attempt) -> Option<Slot> {
         let worker = self.roster.workers.get_mut(&from)?;
-        let at = worker.parked.iter().position(|slot| (slot.task.id, slot.task.attempt) == (task, attempt))?;
+        let at = worker.find_parked(task, attempt)?;
         let slot = worker.parked.swap_remove(at);
         self.parked -= 1;
         if let Some((pool, grants)) = worker.pool.zip(slot.grants.as_deref()) {
@@ -67,11 +67,9 @@ impl Scheduler {
         out: &mut Out<'_>,
     ) -> bool {
         let Some(worker) = self.roster.workers.get_mut(&on) else { return false };
-        let (ends, parked) = (force && worker.spec.killable && !worker.leaving, &mut worker.parked);
-        let slot = parked.iter_mut().find(|slot| (slot.task.id, slot.task.attempt) == (task, attempt));
-        let Some(slot) = slot else { return false };
-        slot.wanted = false;
-        if ends {
+        let Some(at) = worker.find_parked(task, attempt) else { return false };
+        worker.parked[at].wanted = false;
+        if force && worker.spec.killable && !worker.leaving {
             self.kill(on, KillReason::Cancelled, out);
         }
         true

@@ -25,8 +25,7 @@ impl Scheduler {
     /// A report of this attempt by this worker will be taken. If it says that the task went well, its result is the
     /// one that counts; where results are durable, the shell keeps it then.
     pub fn awaits(&self, worker: WorkerId, task: TaskId, attempt: Attempt) -> bool {
-        let slot = self.roster.slot(worker, task, attempt);
-        slot.or_else(|| self.roster.parked_slot(worker, task, attempt)).is_some_and(|slot| slot.wanted)
+        self.roster.held(worker, task, attempt).is_some_and(|slot| slot.wanted)
     }
 
     /// The task has run, and there is a result, which somebody needs.

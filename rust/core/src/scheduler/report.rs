@@ -114,8 +114,8 @@ impl Scheduler {
             let slot = &worker.slots[at];
             let in_vain = worker.spec.killable && !worker.leaving && (slot.forced || slot.task.node.is_none());
             let kept = left == Left::Result && slot.task.node.is_some();
-            if kept && self.holders(task).all(|holder| holder != id) {
-                out.push(Action::Forget { worker: id, task });
+            if kept {
+                self.made_in_vain(id, task, out);
             }
             if left != Left::Task {
                 self.take_off(id, at);
@@ -126,6 +126,13 @@ impl Scheduler {
         }
         self.stale += 1;
         None
+    }
+
+    /// A worker has made a result that nobody waits for: it need not keep that, unless it had it before.
+    pub(super) fn made_in_vain(&self, worker: WorkerId, task: TaskId, out: &mut Out<'_>) {
+        if self.holders(task).all(|holder| holder != worker) {
+            out.push(Action::Forget { worker, task });
+        }
     }
 
     fn is_killable(&self, worker: WorkerId) -> bool {

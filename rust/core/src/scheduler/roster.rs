@@ -53,8 +53,13 @@ impl Roster {
     }
 
     pub(super) fn parked_slot(&self, id: WorkerId, task: TaskId, attempt: Attempt) -> Option<&Slot> {
-        let mut parked = self.worker(id)?.parked.iter();
-        parked.find(|slot| (slot.task.id, slot.task.attempt) == (task, attempt))
+        let worker = self.worker(id)?;
+        worker.parked.get(worker.find_parked(task, attempt)?)
+    }
+
+    /// The task on the worker, parked or not.
+    pub(super) fn held(&self, id: WorkerId, task: TaskId, attempt: Attempt) -> Option<&Slot> {
+        self.slot(id, task, attempt).or_else(|| self.parked_slot(id, task, attempt))
     }
 
     /// An id for a new worker; `None` once all are used up.

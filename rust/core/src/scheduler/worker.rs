@@ -134,6 +134,11 @@ impl Worker {
         self.slots.iter().position(|slot| slot.task.id == task && slot.task.attempt == attempt)
     }
 
+    /// Place among the tasks that are parked.
+    pub(super) fn find_parked(&self, task: TaskId, attempt: Attempt) -> Option<usize> {
+        self.parked.iter().position(|slot| slot.task.id == task && slot.task.attempt == attempt)
+    }
+
     /// Places of the tasks of `call` that it has not begun and was not asked for.
     pub(super) fn recallable(&self, call: CallId, now: Time) -> impl Iterator<Item = usize> + '_ {
         let behind = self.slots.iter().enumerate().skip(1);
