@@ -9,9 +9,10 @@ use crossbeam_channel::{Receiver, Sender};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rustdask_core::Outcome;
-use rustdask_runtime::processes::{Output, ProcessPool, ProcessPoolSpec};
+use rustdask_runtime::pool::PoolSpec;
+use rustdask_runtime::processes::{Output, ProcessPool};
 use rustdask_runtime::template::Launch;
-use rustdask_runtime::threads::{Seat, ThreadPool, ThreadPoolSpec};
+use rustdask_runtime::threads::{Seat, ThreadPool};
 
 use crate::call::{run_part, CallInner};
 use crate::session::SessionInner;
@@ -91,7 +92,7 @@ impl Pools {
         let mut threads = self.threads.lock().expect("no holder panics");
         threads
             .get_or_insert_with(|| {
-                let spec = ThreadPoolSpec { core_budget, ..ThreadPoolSpec::default() };
+                let spec = PoolSpec { core_budget, ..PoolSpec::default() };
                 Arc::new(ThreadPool::new(spec, Arc::new(serve)))
             })
             .clone()
@@ -111,7 +112,7 @@ impl Pools {
         if let Some(pool) = processes.as_ref() {
             return Ok(pool.clone());
         }
-        let spec = ProcessPoolSpec { core_budget, ..ProcessPoolSpec::default() };
+        let spec = PoolSpec { core_budget, ..PoolSpec::default() };
         let pool = Arc::new(ProcessPool::start(spec, launch, on_output())?);
         *processes = Some(pool.clone());
         Ok(pool)

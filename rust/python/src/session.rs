@@ -16,9 +16,9 @@ use rustdask_core::{
     Amount, Attempt, CallId, CallSpec, Event, HostId, Outcome, Priority, Resources, TaskId, TaskSpec, WorkerId,
 };
 use rustdask_runtime::mailbox::Mailbox;
-use rustdask_runtime::processes::{ProcessPoolSpec, GRAPH_DEPTH};
+use rustdask_runtime::pool::PoolSpec;
+use rustdask_runtime::processes::GRAPH_DEPTH;
 use rustdask_runtime::template::Launch;
-use rustdask_runtime::threads::ThreadPoolSpec;
 
 use crate::handle::{Handle, Seed, Want};
 use crate::memory::Memory;
@@ -291,13 +291,7 @@ impl Session {
     #[pyo3(signature = (*, workers, resources=None))]
     fn threads(workers: u32, resources: Option<HashMap<String, f64>>) -> PyResult<Self> {
         pools::check_open()?;
-        let spec = ThreadPoolSpec {
-            core_budget: workers,
-            max_workers: workers,
-            resources: parse_resources(resources)?,
-            host: Some(HostId(0)),
-        };
-        let pool = Arc::new(pools::Threads::new(spec, Arc::new(pools::serve)));
+        let pool = Arc::new(pools::Threads::new(pool_spec(workers, resources)?, Arc::new(pools::serve)));
         pool.driver.event(Event::WorkersRequested { count: workers });
         let call = pool.driver.open_call(graph_spec(1), Arc::new(Mailbox::new(None)));
         Ok(Self::over(Engine::Threads(pool), call))
@@ -318,12 +312,7 @@ impl Session {
         memory_limit: u64,
     ) -> PyResult<Self> {
         pools::check_open()?;
-        let spec = ProcessPoolSpec {
-            core_budget: workers,
-            max_workers: workers,
-            resources: parse_resources(resources)?,
-            host: Some(HostId(0)),
-        };
+        let spec = pool_spec(workers, resources)?;
         let (program, arguments, greeting) = launch.call0()?.extract()?;
         let launch = Launch { program, arguments, greeting };
         let pool = Arc::new(pools::Processes::start(spec, launch, pools::on_output())?);
@@ -514,6 +503,12 @@ pub(crate) fn current_session() -> Option<Session> {
 pub(crate) fn current_grants() -> Vec<GrantedTuple> {
     let granted = CURRENT.with_borrow(|current| current.as_ref().map(|current| current.node.granted()));
     granted.iter().flatten().map(|grant| granted_tuple(&Granted::from(grant))).collect()
+}
+
+/// Each worker has a core, and all of them have the resources together.
+fn pool_spec(workers: u32, resources: Option<HashMap<String, f64>>) -> PyResult<PoolSpec> {
+    let resources = parse_resources(resources)?;
+    Ok(PoolSpec { core_budget: workers, max_workers: workers, resources, host: Some(HostId(0)) })
 }
 
 fn graph_spec(depth: u32) -> CallSpec {

@@ -10,6 +10,7 @@ pub mod group;
 pub mod mailbox;
 pub mod parcel;
 pub mod plain;
+pub mod pool;
 pub mod processes;
 pub mod shm;
 pub mod store;

@@ -12,10 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustdask_core::message::{Access, Body, Extent, FromWorker, Report, Timings, ToWorker};
-use rustdask_core::scheduler::Config;
-use rustdask_core::{
-    Attempt, BlobId, CallId, Event, HostId, KillReason, Outcome, Resources, SegmentId, TaskId, WorkerId, WorkerSpec,
-};
+use rustdask_core::{Attempt, BlobId, CallId, Event, KillReason, Outcome, SegmentId, TaskId, WorkerId, WorkerSpec};
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
 use tokio::io::unix::AsyncFd;
@@ -25,6 +22,7 @@ use crate::driver::{Driver, Inputs, Job, Notice, Obituary, Payload, Shell};
 use crate::endpoint::View;
 use crate::fork;
 use crate::group;
+use crate::pool::PoolSpec;
 use crate::shm::{Ledger, Mapping, Segment};
 use crate::store::Store;
 use crate::stored::Shown;
@@ -387,23 +385,6 @@ struct Worker {
     ready: bool,
 }
 
-/// What the workers of a pool are, together.
-#[derive(Clone, Debug)]
-pub struct ProcessPoolSpec {
-    /// Cores that running tasks may use together.
-    pub core_budget: u32,
-    pub max_workers: u32,
-    /// What tasks of graphs may hold.
-    pub resources: Resources,
-    pub host: Option<HostId>,
-}
-
-impl Default for ProcessPoolSpec {
-    fn default() -> Self {
-        Self { core_budget: 1, max_workers: u32::MAX, resources: Resources::NONE, host: None }
-    }
-}
-
 pub struct ProcessShell<P: Payload> {
     workers: HashMap<WorkerId, Worker>,
     commands: mpsc::UnboundedSender<Command>,
@@ -419,7 +400,7 @@ pub struct ProcessShell<P: Payload> {
     obituary: Option<(WorkerId, Obituary)>,
     start_failure: String,
     stopped: bool,
-    spec: ProcessPoolSpec,
+    spec: PoolSpec,
     _payload: std::marker::PhantomData<P>,
 }
 
@@ -573,18 +554,10 @@ pub struct ProcessPool<P: Payload> {
 }
 
 impl<P: Payload> ProcessPool<P> {
-    pub fn start(spec: ProcessPoolSpec, launch: Launch, on_output: Box<dyn Fn() + Send + Sync>) -> io::Result<Self> {
+    pub fn start(spec: PoolSpec, launch: Launch, on_output: Box<dyn Fn() + Send + Sync>) -> io::Result<Self> {
         let (commands, orders) = mpsc::unbounded_channel();
-        let config = Config {
-            core_budget: spec.core_budget,
-            max_workers: spec.max_workers,
-            start_resources: spec.resources.clone(),
-            // The parent has all results, or the memory that they are in.
-            durable: true,
-            ..Config::default()
-        };
         let shell_commands = commands.clone();
-        let driver = Driver::new(config, |_| ProcessShell {
+        let driver = Driver::new(spec.config(), |_| ProcessShell {
             workers: HashMap::new(),
             commands: shell_commands,
             unsent: HashMap::new(),
@@ -1136,8 +1109,7 @@ impl<P: Payload> Serving<P> {
             if let Some(entry) = state.shell.workers.get_mut(&worker) {
                 entry.ready = true;
                 entry.idle_since = Instant::now();
-                let ProcessPoolSpec { resources, host, .. } = state.shell.spec.clone();
-                let spec = WorkerSpec { depth: DEPTH, killable: true, resources, host, ..WorkerSpec::default() };
+                let spec = WorkerSpec { depth: DEPTH, killable: true, ..state.shell.spec.worker() };
                 events.push_back(Event::WorkerJoined { worker, spec });
             }
         });

@@ -8,10 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustdask_core::scheduler::Config;
-use rustdask_core::{Attempt, CallId, Event, HostId, KillReason, Outcome, Resources, TaskId, WorkerId, WorkerSpec};
+use rustdask_core::{Attempt, CallId, Event, KillReason, Outcome, TaskId, WorkerId, WorkerSpec};
 
 use crate::cursor::Cursor;
 use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
+use crate::pool::PoolSpec;
 
 /// Ids from here on are helpers'; the machine numbers its own workers from 0.
 const FIRST_HELPER: u32 = 1 << 31;
@@ -67,24 +68,7 @@ pub struct ThreadShell<P: Payload> {
     alive: Arc<Alive>,
     next_helper: u32,
     start_failure: String,
-    spec: ThreadPoolSpec,
-}
-
-/// What the threads of a pool are, together.
-#[derive(Clone, Debug)]
-pub struct ThreadPoolSpec {
-    /// Cores that running tasks may use together. So many threads stay, however long they have had nothing to do.
-    pub core_budget: u32,
-    pub max_workers: u32,
-    /// What tasks of graphs may hold.
-    pub resources: Resources,
-    pub host: Option<HostId>,
-}
-
-impl Default for ThreadPoolSpec {
-    fn default() -> Self {
-        Self { core_budget: 1, max_workers: u32::MAX, resources: Resources::NONE, host: None }
-    }
+    spec: PoolSpec,
 }
 
 impl<P: Payload> Shell for ThreadShell<P> {
@@ -97,8 +81,7 @@ impl<P: Payload> Shell for ThreadShell<P> {
     fn start_worker(&mut self, worker: WorkerId, followups: &mut VecDeque<Event>) {
         match self.start(worker) {
             Ok(()) => {
-                let ThreadPoolSpec { resources, host, .. } = self.spec.clone();
-                let spec = WorkerSpec { depth: 1, resources, host, ..WorkerSpec::default() };
+                let spec = WorkerSpec { depth: 1, ..self.spec.worker() };
                 followups.push_back(Event::WorkerJoined { worker, spec });
             }
             Err(error) => {
@@ -226,17 +209,13 @@ struct Alive {
 }
 
 impl<P: Payload> ThreadPool<P> {
-    pub fn new(spec: ThreadPoolSpec, body: ThreadBody<P>) -> Self {
+    pub fn new(spec: PoolSpec, body: ThreadBody<P>) -> Self {
         let alive = Arc::new(Alive::default());
         let config = Config {
-            core_budget: spec.core_budget,
-            max_workers: spec.max_workers,
-            start_resources: spec.resources.clone(),
             // What one thread has made, all have, and it is kept by the tasks themselves.
-            durable: true,
             bandwidth_bytes_per_s: u64::MAX,
             latency: Duration::ZERO,
-            ..Config::default()
+            ..spec.config()
         };
         let driver = Driver::new(config, |driver| ThreadShell {
             slots: HashMap::new(),
