@@ -17,7 +17,7 @@ use rustdask_core::message::Access;
 use rustdask_core::{Attempt, CallId, CallSpec, Event, Outcome, TaskId, WorkerId};
 use rustdask_runtime::cpu;
 use rustdask_runtime::cursor::Cursor;
-use rustdask_runtime::driver::{CallMailbox, Ending, Notice, Obituary};
+use rustdask_runtime::driver::{CallMailbox, Notice, Unreported};
 use rustdask_runtime::mailbox::Mailbox;
 use rustdask_runtime::parcel::Blob;
 use rustdask_runtime::processes::Delivery;
@@ -124,12 +124,7 @@ pub(crate) enum End {
     Raised(PyErr),
     /// A pickled exception.
     Remote(Py<PyAny>),
-    Crashed {
-        obituary: Obituary,
-        deaths: u32,
-    },
-    TimedOut,
-    NoWorkers(String),
+    Unreported(Unreported),
 }
 
 impl End {
@@ -138,14 +133,18 @@ impl End {
             Self::Results(results) => ("results", results.into_any()),
             Self::Raised(error) => ("raised", error.into_value(py).into_any()),
             Self::Remote(pickle) => ("remote", pickle),
-            Self::Crashed { obituary, deaths } => ("crashed", describe_death(py, &obituary, deaths)?),
-            Self::TimedOut => ("timed out", py.None()),
-            Self::NoWorkers(why) => ("no workers", why.into_pyobject(py)?.into_any().unbind()),
+            Self::Unreported(unreported) => describe_unreported(py, &unreported)?,
         })
     }
 }
 
-pub(crate) fn describe_death(py: Python<'_>, obituary: &Obituary, deaths: u32) -> PyResult<Py<PyAny>> {
+/// As Python is told.
+pub(crate) fn describe_unreported(py: Python<'_>, unreported: &Unreported) -> PyResult<(&'static str, Py<PyAny>)> {
+    let (obituary, deaths) = match unreported {
+        Unreported::Crashed { obituary, deaths } => (obituary, deaths),
+        Unreported::TimedOut => return Ok(("timed out", py.None())),
+        Unreported::NoWorkers { why } => return Ok(("no workers", why.into_pyobject(py)?.into_any().unbind())),
+    };
     let death = PyDict::new(py);
     death.set_item("deaths", deaths)?;
     death.set_item("exit_code", obituary.exit_code)?;
@@ -153,7 +152,7 @@ pub(crate) fn describe_death(py: Python<'_>, obituary: &Obituary, deaths: u32) -
     death.set_item("peak_memory_bytes", obituary.peak_memory_bytes)?;
     death.set_item("stderr", &obituary.stderr)?;
     death.set_item("reason", &obituary.reason)?;
-    Ok(death.into_any().unbind())
+    Ok(("crashed", death.into_any().unbind()))
 }
 
 impl CallInner {
@@ -245,7 +244,7 @@ impl CallInner {
             if ahead < self.eager_batches {
                 if let Err(error) = crate::transport::pickle(py, self, pool, &part) {
                     part.0.set_outcome(Err(error));
-                    let ending = Ending::Reported(Delivery::Unsent);
+                    let ending = Ok(Delivery::Unsent);
                     mailbox.post(Notice::Resolved { task: TaskId(u64::MAX), payload: Work::Part(part), ending });
                     return true;
                 }
@@ -361,11 +360,13 @@ impl CallInner {
             },
             Notice::Resolved { payload, ending, .. } => {
                 let Some(part) = payload.into_part() else { return Ok(()) };
-                match (ending, part.0.take_outcome()) {
-                    (Ending::Reported(()), Some(Ok(results))) => self.end_part(py, &part, End::Results(results)),
-                    (Ending::Reported(()), Some(Err(error))) => self.end_part(py, &part, End::Raised(error)),
-                    (ending, _) => self.end_part(py, &part, unreported(ending)),
-                }
+                let end = match (ending, part.0.take_outcome()) {
+                    (Ok(()), Some(Ok(results))) => End::Results(results),
+                    (Ok(()), Some(Err(error))) => End::Raised(error),
+                    (Ok(()), None) => End::Unreported(lost_report()),
+                    (Err(unreported), _) => End::Unreported(unreported),
+                };
+                self.end_part(py, &part, end)
             }
             Notice::Send { .. } => Ok(()),
         }
@@ -411,8 +412,8 @@ impl CallInner {
                 let Some(part) = payload.into_part() else { return Ok(()) };
                 pool.release(&part.0.take_segments());
                 let end = match ending {
-                    Ending::Reported(delivery) => crate::transport::receive(py, self, &part, delivery)?,
-                    other => unreported(other),
+                    Ok(delivery) => crate::transport::receive(py, self, &part, delivery)?,
+                    Err(unreported) => End::Unreported(unreported),
                 };
                 self.end_part(py, &part, end)
             }
@@ -566,13 +567,9 @@ impl Engine {
     }
 }
 
-fn unreported<R>(ending: Ending<R>) -> End {
-    match ending {
-        Ending::Crashed { obituary, deaths } => End::Crashed { obituary, deaths },
-        Ending::TimedOut => End::TimedOut,
-        Ending::NoWorkers { why } => End::NoWorkers(why),
-        Ending::Reported(_) => End::NoWorkers("a report was lost".into()),
-    }
+/// Of a task that was reported, but whose outcome is not there.
+pub(crate) fn lost_report() -> Unreported {
+    Unreported::NoWorkers { why: "a report was lost".into() }
 }
 
 fn bell(call: Weak<CallInner>) -> Box<dyn Fn() + Send + Sync> {

@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use crate::call::describe_death;
+use crate::call::describe_unreported;
 use crate::node::{FailureKind, Node, Settled, Watcher};
 use crate::session::{Session, SessionInner};
 use crate::watch::{seconds, Ring};
@@ -22,7 +22,10 @@ pub(crate) struct Want {
 
 impl Drop for Want {
     fn drop(&mut self) {
-        self.session.release(self.node.id, self.outside);
+        // Of what the submitter has made, tasks may be about to take it: workers forget it with the node.
+        if !self.outside {
+            self.session.release(self.node.id);
+        }
     }
 }
 
@@ -176,9 +179,7 @@ fn describe(py: Python<'_>, kind: &FailureKind) -> PyResult<(&'static str, Py<Py
     Ok(match kind {
         FailureKind::Raised(error) => ("raised", error.clone_ref(py)),
         FailureKind::Remote(body) => ("remote", crate::transport::pickled(py, body)?.unbind()),
-        FailureKind::Crashed { obituary, deaths } => ("crashed", describe_death(py, obituary, *deaths)?),
-        FailureKind::TimedOut => ("timed out", py.None()),
-        FailureKind::NoWorkers(why) => ("no workers", why.into_pyobject(py)?.into_any().unbind()),
+        FailureKind::Unreported(unreported) => describe_unreported(py, unreported)?,
         FailureKind::Cancelled => ("cancelled", py.None()),
         FailureKind::Unrunnable => ("unrunnable", py.None()),
         FailureKind::Broken => ("broken", py.None()),

@@ -10,11 +10,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use rustdask_core::message::Report;
 use rustdask_core::{Attempt, Grant, Outcome, TaskId};
-use rustdask_runtime::driver::{End, Obituary};
+use rustdask_runtime::driver::{End, Inputs, Unreported};
+use rustdask_runtime::parcel::Parcel;
 use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::store::Store;
 use rustdask_runtime::stored::Stored;
 
+use crate::call::lost_report;
 use crate::handle::Want;
 use crate::session::SessionInner;
 use crate::shipment::Shipment;
@@ -41,7 +43,6 @@ struct State {
 }
 
 /// What is to be done.
-#[derive(Clone)]
 pub(crate) enum Job {
     Here(Arc<LocalCall>),
     Elsewhere(Arc<Shipment>),
@@ -88,12 +89,7 @@ pub(crate) enum FailureKind {
     Raised(Py<PyAny>),
     /// The exception, packed by a worker process.
     Remote(Reported),
-    Crashed {
-        obituary: Obituary,
-        deaths: u32,
-    },
-    TimedOut,
-    NoWorkers(String),
+    Unreported(Unreported),
     Cancelled,
     Unrunnable,
     Broken,
@@ -127,10 +123,21 @@ impl Node {
         self.lock().inputs = inputs;
     }
 
-    /// What is to be done, and the tasks whose results it takes. None once there is no need.
-    pub(crate) fn job(&self) -> Option<(Job, Vec<Arc<Node>>)> {
+    /// What to run in this process, and the tasks whose results it takes. None once there is no need.
+    pub(crate) fn local_call(&self) -> Option<(Arc<LocalCall>, Vec<Arc<Node>>)> {
         let state = self.lock();
-        Some((state.job.clone()?, state.inputs.clone()))
+        match &state.job {
+            Some(Job::Here(call)) => Some((call.clone(), state.inputs.clone())),
+            Some(Job::Elsewhere(_)) | None => None,
+        }
+    }
+
+    /// What to send to a worker process. None once there is no need.
+    pub(crate) fn parcel(&self) -> Option<Arc<Parcel>> {
+        match &self.lock().job {
+            Some(Job::Elsewhere(shipment)) => Some(shipment.parcel.clone()),
+            Some(Job::Here(_)) | None => None,
+        }
     }
 
     pub(crate) fn granted(&self) -> Box<[Grant]> {
@@ -156,7 +163,7 @@ impl Node {
     }
 
     /// What it takes from others, as workers get it.
-    pub(crate) fn stored_inputs(&self) -> Vec<(TaskId, Arc<Stored>)> {
+    pub(crate) fn stored_inputs(&self) -> Inputs {
         let inputs = self.lock().inputs.clone();
         inputs.iter().filter_map(|input| Some((input.id, input.stored()?))).collect()
     }
@@ -225,15 +232,16 @@ impl Node {
     }
 
     pub(crate) fn ended(&self, end: End<Work>) {
-        let watchers = {
+        let (watchers, failed) = {
             let mut state = self.lock();
             if state.end.is_some() {
                 return;
             }
-            state.end = Some(self.settled(&state, end));
-            std::mem::take(&mut state.watchers)
+            let settled = self.settled(&state, end);
+            let failed = matches!(settled, Settled::Failed(_));
+            state.end = Some(settled);
+            (std::mem::take(&mut state.watchers), failed)
         };
-        let failed = matches!(self.lock().end, Some(Settled::Failed(_)));
         watchers.into_iter().for_each(|watcher| watcher.tell(failed));
     }
 
@@ -242,16 +250,14 @@ impl Node {
             End::Reported(Outcome::Ok) => return Settled::Finished,
             End::Reported(Outcome::Err) => match &state.made {
                 Some(Made::Failure(failure)) => return Settled::Failed(failure.clone()),
-                _ => FailureKind::NoWorkers("a report was lost".into()),
+                _ => FailureKind::Unreported(lost_report()),
             },
             End::DependencyFailed { cause } => {
                 let cause = cause.as_ref().and_then(Work::node).and_then(|node| node.failure());
                 let cause = cause.or_else(|| state.inputs.iter().find_map(|input| input.failure()));
                 return Settled::Failed(cause.unwrap_or_else(|| self.failed(FailureKind::Cancelled)));
             }
-            End::Crashed { obituary, deaths } => FailureKind::Crashed { obituary, deaths },
-            End::TimedOut => FailureKind::TimedOut,
-            End::NoWorkers { why } => FailureKind::NoWorkers(why),
+            End::Unreported(unreported) => FailureKind::Unreported(unreported),
             End::Cancelled => FailureKind::Cancelled,
             End::Unrunnable => FailureKind::Unrunnable,
             End::Broken => FailureKind::Broken,

@@ -90,14 +90,12 @@ impl SessionInner {
         }
     }
 
-    /// Nobody has a handle for the task any more. `outside`: its result came from the submitter.
-    pub(crate) fn release(&self, task: TaskId, outside: bool) {
+    /// Nobody has a handle for the task any more.
+    pub(crate) fn release(&self, task: TaskId) {
         if self.owner != std::process::id() {
             return;
         }
         match &self.engine {
-            // Tasks may be about to take it: workers forget it with the node.
-            _ if outside => {}
             Engine::Threads(pool) => pool.driver.release(self.call, task),
             Engine::Processes(pool, _) => pool.driver.release(self.call, task),
         }
@@ -596,7 +594,7 @@ fn parse_resources(resources: Option<HashMap<String, f64>>) -> PyResult<Resource
 
 /// Run a task of a graph in this thread. What it has no more use for is dropped here, outside of all locks.
 pub(crate) fn run_node(py: Python<'_>, node: &Arc<Node>, attempt: Attempt) -> Outcome {
-    let Some((Job::Here(call), inputs)) = node.job() else { return Outcome::Err };
+    let Some((call, inputs)) = node.local_call() else { return Outcome::Err };
     let current = call.session.upgrade().map(|session| Current { session, node: node.clone(), attempt });
     let before = CURRENT.replace(current);
     let outcome = call_here(py, &call, &inputs);

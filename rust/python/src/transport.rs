@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use rustdask_core::message::{Access, Body, Buffer, Report};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId, WorkerId};
+use rustdask_runtime::driver::Unreported;
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
 use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::shm::{self, MIN_SEGMENT_BYTES};
@@ -241,7 +242,7 @@ pub(crate) fn receive(py: Python<'_>, call: &Arc<CallInner>, part: &PartRef, del
     let Delivery::Report { report, body, buffers, timings, bytes } = delivery else {
         return Ok(match part.0.take_outcome() {
             Some(Err(error)) => End::Raised(error),
-            _ => End::NoWorkers("a task could not be sent".into()),
+            _ => End::Unreported(Unreported::NoWorkers { why: "a task could not be sent".into() }),
         });
     };
     {

@@ -8,7 +8,7 @@ use rustdask_runtime::parcel::Parcel;
 use rustdask_runtime::processes::Delivery;
 
 use crate::batch::PartRef;
-use crate::node::{Job, Node};
+use crate::node::Node;
 
 #[derive(Clone)]
 pub(crate) enum Work {
@@ -37,10 +37,7 @@ impl Payload for Work {
     fn parcel(&self) -> Option<Arc<Parcel>> {
         match self {
             Work::Part(part) => part.parcel(),
-            Work::Node(node) => match node.job()?.0 {
-                Job::Elsewhere(shipment) => Some(shipment.parcel.clone()),
-                Job::Here(_) => None,
-            },
+            Work::Node(node) => node.parcel(),
         }
     }
 

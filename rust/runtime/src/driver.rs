@@ -56,19 +56,12 @@ pub struct Links {
     pub granted: Box<[Grant]>,
 }
 
-/// How the task of a graph ended.
+/// How a task ended.
 #[derive(Debug)]
 pub enum End<P> {
-    /// By a report, which the payload has got from the worker.
+    /// By a report, which the payload has got from the worker if it belongs to a graph.
     Reported(Outcome),
-    Crashed {
-        obituary: Obituary,
-        deaths: u32,
-    },
-    TimedOut,
-    NoWorkers {
-        why: String,
-    },
+    Unreported(Unreported),
     /// Something that it depends on failed; `None`: long ago.
     DependencyFailed {
         cause: Option<P>,
@@ -82,19 +75,12 @@ pub enum End<P> {
     Closed,
 }
 
-/// How a task ended, with what its worker reported.
+/// Why a task ended without a report of its worker.
 #[derive(Debug)]
-pub enum Ending<R> {
-    /// By a report of its worker.
-    Reported(R),
-    Crashed {
-        obituary: Obituary,
-        deaths: u32,
-    },
+pub enum Unreported {
+    Crashed { obituary: Obituary, deaths: u32 },
     TimedOut,
-    NoWorkers {
-        why: String,
-    },
+    NoWorkers { why: String },
 }
 
 /// What is known of a worker that died.
@@ -127,7 +113,7 @@ pub enum Notice<P, R> {
     Resolved {
         task: TaskId,
         payload: P,
-        ending: Ending<R>,
+        ending: Result<R, Unreported>,
     },
 }
 
@@ -374,10 +360,10 @@ impl<S: Shell> State<S> {
         let mut left = Vec::new();
         for (call, abandoned) in std::mem::take(&mut self.calls) {
             events.push_back(Event::CallClosed { call });
-            left.extend(self.drop_graph(call, || End::NoWorkers { why: why.into() }));
+            left.extend(self.drop_graph(call, || End::Unreported(Unreported::NoWorkers { why: why.into() })));
             for task in abandoned.tasks {
                 if let Some(entry) = self.tasks.remove(&task) {
-                    let ending = Ending::NoWorkers { why: why.into() };
+                    let ending = Err(Unreported::NoWorkers { why: why.into() });
                     abandoned.mailbox.post(Notice::Resolved { task, payload: entry.payload, ending });
                 }
             }
@@ -458,28 +444,23 @@ impl<S: Shell> State<S> {
     }
 
     fn resolve(&mut self, call: CallId, task: TaskId, resolution: Resolution, garbage: &mut Vec<Task<S::Payload>>) {
-        if self.tasks.get(&task).is_some_and(|entry| entry.linked) {
-            return self.end(task, resolution);
+        let end = self.end(resolution);
+        if let Some(entry) = self.tasks.get(&task).filter(|entry| entry.linked) {
+            return entry.payload.ended(end);
         }
-        let ending = match resolution {
-            Resolution::Finished { .. } => match self.shell.report(task) {
-                Some(report) => Ending::Reported(report),
+        let ending = match end {
+            End::Reported(_) => match self.shell.report(task) {
+                Some(report) => Ok(report),
                 None => return,
             },
-            Resolution::WorkerCrashed { worker, deaths } => {
-                Ending::Crashed { obituary: self.shell.obituary(worker), deaths }
-            }
-            Resolution::TimedOut { .. } => Ending::TimedOut,
-            Resolution::NoWorkers => Ending::NoWorkers { why: self.shell.start_failure() },
-            Resolution::DependencyFailed { .. }
-            | Resolution::Cancelled
-            | Resolution::Unrunnable
-            | Resolution::Broken => return,
+            End::Unreported(unreported) => Err(unreported),
+            // Only tasks of graphs.
+            End::DependencyFailed { .. } | End::Cancelled | End::Unrunnable | End::Broken | End::Closed => return,
         };
         let Some(entry) = self.tasks.remove(&task) else { return };
         let Some(owner) = self.calls.get_mut(&call) else { return };
         owner.tasks.remove(&task);
-        let quiet = S::REPORTERS_READ && matches!(ending, Ending::Reported(_));
+        let quiet = S::REPORTERS_READ && ending.is_ok();
         let notice = Notice::Resolved { task, payload: entry.payload.clone(), ending };
         if quiet {
             owner.mailbox.put(notice);
@@ -489,23 +470,20 @@ impl<S: Shell> State<S> {
         garbage.push(entry);
     }
 
-    fn end(&mut self, task: TaskId, resolution: Resolution) {
-        let end = match resolution {
+    fn end(&mut self, resolution: Resolution) -> End<S::Payload> {
+        match resolution {
             Resolution::Finished { outcome, .. } => End::Reported(outcome),
             Resolution::WorkerCrashed { worker, deaths } => {
-                End::Crashed { obituary: self.shell.obituary(worker), deaths }
+                End::Unreported(Unreported::Crashed { obituary: self.shell.obituary(worker), deaths })
             }
-            Resolution::TimedOut { .. } => End::TimedOut,
-            Resolution::NoWorkers => End::NoWorkers { why: self.shell.start_failure() },
+            Resolution::TimedOut { .. } => End::Unreported(Unreported::TimedOut),
+            Resolution::NoWorkers => End::Unreported(Unreported::NoWorkers { why: self.shell.start_failure() }),
             Resolution::DependencyFailed { cause } => {
                 End::DependencyFailed { cause: self.tasks.get(&cause).map(|entry| entry.payload.clone()) }
             }
             Resolution::Cancelled => End::Cancelled,
             Resolution::Unrunnable => End::Unrunnable,
             Resolution::Broken => End::Broken,
-        };
-        if let Some(entry) = self.tasks.get(&task) {
-            entry.payload.ended(end);
         }
     }
 
