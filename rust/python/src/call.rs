@@ -29,7 +29,7 @@ use crate::stats::Stats;
 use crate::work::Work;
 
 /// How long a wait goes on before signals are looked at.
-const SLICE: Duration = Duration::from_millis(50);
+pub(crate) const SLICE: Duration = Duration::from_millis(50);
 /// A caller that takes longer than this to hand its tasks over is not waited for as a helper.
 const DISPATCH_PATIENCE: Duration = Duration::from_millis(2);
 

@@ -7,12 +7,11 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crossbeam_channel::{Receiver, Sender};
 use rustdask_core::{CallId, Event};
+use rustdask_runtime::shm::MIN_SEGMENT_BYTES;
 
 use crate::node::Node;
 use crate::pools::Processes;
 
-/// Results smaller than this are in no worker's memory.
-const COUNTED_BYTES: u64 = 64 << 10;
 /// Shares of the limit, in percent: from where on results move, down to where, and from where on no task begins.
 const HIGH: u64 = 60;
 const LOW: u64 = 50;
@@ -66,7 +65,8 @@ impl Memory {
 
     /// Count a result in; what comes back is to be kept with it. Never waits.
     pub(crate) fn count(self: &Arc<Self>, bytes: u64, node: &Arc<Node>) -> Option<Box<dyn Send + Sync>> {
-        if bytes < COUNTED_BYTES {
+        // Smaller results are in no worker's memory.
+        if bytes < MIN_SEGMENT_BYTES as u64 {
             return None;
         }
         self.movable.lock().expect("no holder panics").push_back(Arc::downgrade(node));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use rustdask_core::message::Granted;
 use rustdask_core::{
@@ -577,7 +578,8 @@ fn refuse_cycles(needs: &[Needs]) -> PyResult<()> {
 
 /// The context variables of now, unless none is set.
 fn current_context(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
-    let context = py.import(intern!(py, "contextvars"))?.call_method0(intern!(py, "copy_context"))?;
+    static COPY_CONTEXT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let context = COPY_CONTEXT.import(py, "contextvars", "copy_context")?.call0()?;
     Ok(if context.len()? == 0 { None } else { Some(context) })
 }
 

@@ -13,7 +13,7 @@ use rustdask_runtime::stored::Stored;
 
 use crate::memory::Memory;
 use crate::pools::Processes;
-use crate::transport::{DumpedBlob, OutOfBand, Packing};
+use crate::transport::{pickle_dumps, DumpedBlob, OutOfBand, Packing};
 
 /// So many functions of a session are known by their object; beyond, all are pickled anew.
 const MAX_FUNCTIONS: usize = 1024;
@@ -33,6 +33,13 @@ pub(crate) struct Shipment {
 struct Held {
     segments: Vec<SegmentId>,
     pool: Arc<Processes>,
+}
+
+impl Held {
+    /// Workers refer to it beyond their tasks.
+    fn keep(&self) {
+        self.segments.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
+    }
 }
 
 /// A value of the submitter's. Workers forget it when the last task that takes it has run.
@@ -126,16 +133,11 @@ impl Shipping {
     ) -> PyResult<Shipment> {
         let function = self.function(py, function)?;
         let settings = self.lock().settings.clone().expect("made before a submission");
-        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
-        let contents = if plain {
-            let dumps = py.import(intern!(py, "pickle"))?.getattr(intern!(py, "dumps"))?;
-            let pickle = dumps.call1((arguments, 5))?.cast_into::<PyBytes>()?;
-            self.pack(py, &pickle, &[], &mut held)?
-        } else {
-            let dumped = self.serializer.bind(py).call_method1(intern!(py, "arguments"), (arguments,))?;
-            let (pickle, buffers): (Bound<'_, PyBytes>, Vec<OutOfBand<'_>>) = dumped.extract()?;
-            self.pack(py, &pickle, &buffers, &mut held)?
+        let (pickle, buffers) = match plain {
+            true => (pickle_dumps(py)?.call1((arguments, 5))?.cast_into()?, Vec::new()),
+            false => self.dumped(&arguments)?,
         };
+        let (contents, held) = self.pack(py, &pickle, &buffers)?;
         let blobs = [settings, function];
         let parcel = Parcel {
             call: self.call,
@@ -148,11 +150,9 @@ impl Shipping {
 
     /// A value of this process, as workers get it. Also what is held for it.
     pub(crate) fn place(&self, py: Python<'_>, task: TaskId, value: &Bound<'_, PyAny>) -> PyResult<Stored> {
-        let dumped = self.serializer.bind(py).call_method1(intern!(py, "arguments"), (value,))?;
-        let (pickle, buffers): (Bound<'_, PyBytes>, Vec<OutOfBand<'_>>) = dumped.extract()?;
-        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
-        let contents = self.pack(py, &pickle, &buffers, &mut held)?;
-        held.segments.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
+        let (pickle, buffers) = self.dumped(value)?;
+        let (contents, held) = self.pack(py, &pickle, &buffers)?;
+        held.keep();
         Ok(Stored::Placed { contents, held: Box::new(HeldValue { task, held }) })
     }
 
@@ -173,11 +173,15 @@ impl Shipping {
     }
 
     fn blob<'py>(&self, py: Python<'py>, (id, _, pickle, buffers): DumpedBlob<'py>) -> PyResult<HeldBlob> {
-        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
-        let contents = self.pack(py, &pickle, &buffers, &mut held)?;
-        // Workers keep what they have unpickled of it.
-        held.segments.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
+        let (contents, held) = self.pack(py, &pickle, &buffers)?;
+        held.keep();
         Ok(HeldBlob { blob: Arc::new(Blob { id: BlobId(id), contents }), held })
+    }
+
+    /// A value, pickled, and the buffers beside that.
+    fn dumped<'py>(&self, value: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyBytes>, Vec<OutOfBand<'py>>)> {
+        let py = value.py();
+        self.serializer.bind(py).call_method1(intern!(py, "arguments"), (value,))?.extract()
     }
 
     fn pack<'py>(
@@ -185,11 +189,12 @@ impl Shipping {
         py: Python<'py>,
         pickle: &Bound<'py, PyBytes>,
         buffers: &[OutOfBand<'py>],
-        held: &mut Held,
-    ) -> PyResult<Contents> {
+    ) -> PyResult<(Contents, Held)> {
+        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
         let store = &self.pool.shared.store;
         let packing = Packing { py, store, call: self.call, folder: None, access: &|_| Access::CopyOnWrite };
-        Ok(packing.pack(pickle, buffers, &mut held.segments)?.contents)
+        let contents = packing.pack(pickle, buffers, &mut held.segments)?.contents;
+        Ok((contents, held))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {

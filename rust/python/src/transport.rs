@@ -9,6 +9,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use rustdask_core::message::{Access, Body, Buffer, Report};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId, WorkerId};
@@ -200,6 +201,18 @@ impl<'py> Packing<'_, 'py> {
     }
 }
 
+/// `pickle.dumps`.
+pub(crate) fn pickle_dumps(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    DUMPS.import(py, "pickle", "dumps")
+}
+
+/// `pickle.loads`.
+fn pickle_loads(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    LOADS.import(py, "pickle", "loads")
+}
+
 /// A result, as a Python object.
 pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py, PyAny>> {
     // The result may be asked for again, by others: what one does to it is not seen by them.
@@ -221,7 +234,7 @@ pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py,
             return Err(PyRuntimeError::new_err("what this process has placed, it does not load"));
         }
     };
-    let loads = py.import(intern!(py, "pickle"))?.getattr(intern!(py, "loads"))?;
+    let loads = pickle_loads(py)?;
     if buffers.is_empty() {
         return loads.call1((pickle,));
     }

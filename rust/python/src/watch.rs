@@ -9,11 +9,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use rustix::event::{eventfd, EventfdFlags};
 
+use crate::call::SLICE;
 use crate::handle::Handle;
 use crate::node::Watcher;
-
-/// How long a wait goes on before signals are looked at.
-const SLICE: Duration = Duration::from_millis(50);
 
 /// Where the ends of tasks are told, as the tokens that they were watched under.
 #[derive(Default)]

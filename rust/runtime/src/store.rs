@@ -57,6 +57,17 @@ pub struct Placement {
     pub copied: bool,
 }
 
+/// Where buffers of such sizes begin in a segment that they share, and its size; all in bytes.
+pub(crate) fn side_by_side(sizes: impl Iterator<Item = u64>) -> (Vec<u64>, u64) {
+    let mut end = 0;
+    let offsets = sizes.map(|bytes| {
+        let offset = u64::next_multiple_of(end, ALIGNMENT);
+        end = offset + bytes;
+        offset
+    });
+    (offsets.collect(), end)
+}
+
 /// Where a buffer is in the caller's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Place {
@@ -196,15 +207,7 @@ impl Store {
         if sources.is_empty() {
             return Ok(Vec::new());
         }
-        let mut total = 0;
-        let offsets: Vec<u64> = sources
-            .iter()
-            .map(|source| {
-                let offset = u64::next_multiple_of(total, ALIGNMENT);
-                total = offset + source.bytes.len() as u64;
-                offset
-            })
-            .collect();
+        let (offsets, total) = side_by_side(sources.iter().map(|source| source.bytes.len() as u64));
         let segment = Segment::create(total, folder)?;
         for (source, offset) in sources.iter().zip(&offsets) {
             segment.fill_at(source.bytes, *offset)?;

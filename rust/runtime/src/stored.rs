@@ -15,10 +15,7 @@ use crate::endpoint::View;
 use crate::parcel::Contents;
 use crate::processes::{Connection, Lease, Reported, Told};
 use crate::shm::Segment;
-use crate::store::Store;
-
-/// Where a buffer begins in a file.
-const ALIGNMENT: u64 = 64;
+use crate::store::{side_by_side, Store};
 
 /// What is there to be dropped with a result.
 pub type Guard = Box<dyn Send + Sync>;
@@ -91,20 +88,14 @@ impl Stored {
             Reported::Leased(lease) => (Vec::new(), Some(lease)),
         };
         let leases: Vec<&Lease> = leased.into_iter().chain(buffers).collect();
-        let id = store.fresh_id();
-        let mut end = 0;
-        let extents: Vec<Extent> = leases
-            .iter()
-            .map(|lease| {
-                let offset = u64::next_multiple_of(end, ALIGNMENT);
-                end = offset + lease.extent().bytes;
-                Extent { segment: id, offset, bytes: lease.extent().bytes }
-            })
-            .collect();
-        if extents.is_empty() {
+        if leases.is_empty() {
             return Ok(None);
         }
-        let segment = Segment::create(end, Some(folder))?;
+        let id = store.fresh_id();
+        let (offsets, total) = side_by_side(leases.iter().map(|lease| lease.extent().bytes));
+        let extent = |(lease, offset): (&&Lease, u64)| Extent { segment: id, offset, bytes: lease.extent().bytes };
+        let extents: Vec<Extent> = leases.iter().zip(offsets).map(extent).collect();
+        let segment = Segment::create(total, Some(folder))?;
         for (lease, extent) in leases.iter().zip(&extents) {
             lease.copy_to(&segment, extent.offset)?;
         }
