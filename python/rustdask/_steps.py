@@ -8,7 +8,10 @@ worker processes once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any
+
+from rustdask._core import is_abandoned
 
 Step = tuple[Callable[..., Any], tuple[int, ...], tuple[str, ...]]
 """A function, the places of its arguments, and the names of the last of these.
@@ -19,6 +22,8 @@ The places 0, 1, ... are those of the inputs; -1, -2, ... those of the results o
 
 class Steps:
     """Call functions in turn, with what the task was given and with results of earlier steps.
+
+    In threads, no further step is begun once the task is cancelled.
 
     Parameters
     ----------
@@ -40,6 +45,8 @@ class Steps:
         del inputs
         result = None
         for function, places, names, spent in self._calls:
+            if len(known) > self.n_inputs and is_abandoned():
+                raise CancelledError(f"{self.__name__} was cancelled")
             given = [known[place] for place in places]
             # An intermediate result goes as soon as the step that is the last to need it lets go of it.
             for place in spent:

@@ -325,6 +325,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(scan::fill_with, module)?)?;
     module.add_function(wrap_pyfunction!(session::current_session, module)?)?;
     module.add_function(wrap_pyfunction!(session::current_grants, module)?)?;
+    module.add_function(wrap_pyfunction!(session::is_abandoned, module)?)?;
     module.add_function(wrap_pyfunction!(forget_blob, module)?)?;
     module.add_function(wrap_pyfunction!(before_fork, module)?)?;
     module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;

@@ -497,6 +497,12 @@ pub(crate) fn current_session() -> Option<Session> {
     CURRENT.with_borrow(|current| current.as_ref().map(|current| Session::borrowed(current.session.clone())))
 }
 
+/// The task that the current thread runs has ended already, as by being cancelled: nobody will see what it makes.
+#[pyfunction]
+pub(crate) fn is_abandoned() -> bool {
+    CURRENT.with_borrow(|current| current.as_ref().is_some_and(|current| current.node.is_done()))
+}
+
 /// What the task that the current thread runs holds of resources: name, amount, and of which units.
 #[pyfunction]
 pub(crate) fn current_grants() -> Vec<GrantedTuple> {
