@@ -33,6 +33,9 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 _SHUT_DOWN = "rustdask was shut down before this executor's tasks had ended"
 _INITIALIZER_FAILED = "an initializer has failed, so this executor cannot be used any more"
 
+# How long the first task may take to begin while its caller waits.
+_BEGIN_SECONDS = 0.05
+
 # So much work, in seconds and in tasks, lies ready for worker processes. It cannot be cancelled any more.
 _AHEAD_SECONDS = 0.01
 _MOST_AHEAD = 1024
@@ -212,6 +215,8 @@ class ThreadPool(Pool):
         super().__init__(make_client)
         self._prepare = prepare
         self._here = threading.local()
+        self._is_new = True
+        self._has_begun = threading.Event()
 
     def let_go(self) -> None:
         if not self._is_ours():
@@ -225,6 +230,8 @@ class ThreadPool(Pool):
 
     def run(self, item: _Item) -> None:
         """Run a task in the thread that calls this."""
+        if not self._has_begun.is_set():
+            self._has_begun.set()
         self._make_ready()
         if self.broken:
             self._give_up(item.serial, self.broken)
@@ -243,6 +250,11 @@ class ThreadPool(Pool):
         # Where that fails, the tasks are dropped, which fails them.
         for handle in client._session.submit(_core.Handle, tasks):
             handle.keep()
+        if self._is_new:
+            # As with a thread of the standard library, which has begun once it is started: the first task is not kept
+            # waiting, and cancelled, by a caller that goes on without a pause.
+            self._is_new = False
+            self._has_begun.wait(_BEGIN_SECONDS)
 
     def _make_ready(self) -> None:
         if self._prepare is None or hasattr(self._here, "is_ready"):

@@ -1,4 +1,4 @@
-"""joblib's, scikit-learn's and Dask's own tests with rustdask active, each suite in a pytest of its own.
+"""joblib's, scikit-learn's, Dask's and CPython's own tests with rustdask active, each suite in a pytest of its own.
 
 `make suites` runs all of this file; `make test` runs what is marked `selection`.
 """
@@ -124,3 +124,15 @@ def test_dask_selection(mode):
 @pytest.mark.parametrize("mode", ["processes", "threads"])
 def test_dask(mode, module):
     run_dask_suite(mode, [module])
+
+
+# CPython's, of concurrent.futures.
+
+
+@pytest.mark.selection
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("where", ["InProcesses", "InThreads"])
+def test_executor(where):
+    if find_spec("test.test_concurrent_futures") is None:
+        pytest.skip("this interpreter comes without CPython's tests of concurrent.futures")
+    run_pytest(HERE / "executor_suite.py", "-k", where, plugin="no:cacheprovider", rootdir=HERE)
