@@ -243,12 +243,17 @@ class ThreadPool(Pool):
 
     def drop(self, item: _Item) -> None:
         """Fail a task that the engine has let go of."""
-        self._give_up(item.serial, _SHUT_DOWN)
+        self.broken = self.broken or _SHUT_DOWN
+        self._give_up(item.serial, self.broken)
 
     def _hand_over(self, client: Client, items: list[_Item]) -> None:
         tasks = [(_ThreadTask(self, item), (), None) for item in items]
-        # Where that fails, the tasks are dropped, which fails them.
-        for handle in client._session.submit(_core.Handle, tasks):
+        try:
+            handles = client._session.submit(_core.Handle, tasks)
+        except RuntimeError as error:
+            # The tasks are dropped, which fails their futures, too.
+            raise BrokenExecutor(f"{_SHUT_DOWN}: {error}") from error
+        for handle in handles:
             handle.keep()
         if self._is_new:
             # As with a thread of the standard library, which has begun once it is started: the first task is not kept
