@@ -4,7 +4,7 @@
 #   make test      every test: cargo, pytest, doctests, and the selection of the suites
 #   make check     format, lint, types, then the tests
 #   make bench     the side-by-side benchmarks: benchmarks/results.{json,md,svg}
-#   make suites    joblib's and scikit-learn's own tests with rustdask active, whole
+#   make suites    joblib's, scikit-learn's and Dask's own tests with rustdask active, whole
 #   make sim       10,000 seeds of the scheduler's simulation
 #   make freethreaded   build, import and test the wheel on CPython without the GIL
 

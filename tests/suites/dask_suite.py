@@ -15,36 +15,35 @@ import pytest
 BACKEND = os.environ.get("SUITE_BACKEND", "rustdask")
 MODE = os.environ.get("RUSTDASK_SUITE_MODE", "processes")
 
-
-EXCEPTIONS = {
-    "test_compute_array_bag": "wants the collections' default schedulers to be used, which differ: here, one is set",
-    "test_persist_array_bag": "wants the collections' default schedulers to be used, which differ: here, one is set",
-    "test_get_scheduler": "asks that no scheduler be set",
-    "test_nanquantile_all_nan": "fails with Dask's own schedulers too, under these settings of warnings",
-    "test_binary_operator_delegation": "needs pytest-mock",
+# Reason -> the tests that it keeps from holding.
+SKIPPED_ANYWHERE = {
+    "asks which scheduler Dask takes when none has been set; here, one has": [
+        "test_compute_array_bag",
+        "test_get_scheduler",
+        "test_persist_array_bag",
+    ],
+    "needs the settings with which Dask runs its tests: they make errors of warnings": ["test_nanquantile_all_nan"],
+    "needs pytest-mock": ["test_binary_operator_delegation"],
+    "names a pool of processes, which keeps a file longer than its tasks": ["test_temporary_directory"],
 }
 
-IN_THREADS_ONLY = {
-    **dict.fromkeys(
-        ["test_store", "test_store_regions", "test_store_compute_false", "test_store_delayed_target"],
-        "looks at an array of this process, to which tasks are to have written",
-    ),
-    **dict.fromkeys(
-        ["test_bind", "test_to_delayed_optimize_graph", "test_store_locks_count_calls", "test_from_array_with_lock"],
-        "counts calls, or takes locks, in this process",
-    ),
-    "test_traverse_false": "looks for the very object that a task was given",
-    "test_temporary_directory": "wants the pool that it names to be used",
+# Those that it keeps from holding in worker processes, under Dask's own scheduler for them as well.
+SKIPPED_IN_PROCESSES = {
+    "looks for what the tasks left in an object of the test; a process leaves it in a copy": [
+        "test_bind",
+        "test_from_array_with_lock",
+        "test_store",
+        "test_store_compute_false",
+        "test_store_delayed_target",
+        "test_store_regions",
+        "test_to_delayed_optimize_graph",
+    ],
+    "asks that a task hand back the very object of the test; a process hands back a copy": ["test_traverse_false"],
+    "locks with an object that cannot be pickled": ["test_store_locks_count_calls"],
 }
-if MODE == "processes":
-    EXCEPTIONS |= IN_THREADS_ONLY
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        reason = EXCEPTIONS.get(item.name.split("[")[0])
-        if reason is not None:
-            item.add_marker(pytest.mark.skip(reason=reason))
+SKIPPED = SKIPPED_ANYWHERE | (SKIPPED_IN_PROCESSES if MODE == "processes" else {})
+REASONS = {test: reason for reason, tests in SKIPPED.items() for test in tests}
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +61,12 @@ def scheduler() -> Iterator[object]:
 def rustdask_is_active(scheduler: object) -> Iterator[None]:
     with dask.config.set(scheduler=scheduler):
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if BACKEND != "rustdask":
+        return
+    for item in items:
+        reason = REASONS.get(getattr(item, "originalname", item.name))
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))

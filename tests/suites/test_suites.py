@@ -40,6 +40,19 @@ SKLEARN_SUITES = [
     "sklearn.linear_model.tests.test_coordinate_descent",
 ]
 
+# These submit graphs of every form, and look at all that a scheduler may get wrong.
+DASK_SELECTION = [
+    "dask.tests.test_base",
+    "dask.tests.test_delayed",
+    "dask.tests.test_graph_manipulation",
+]
+DASK_SUITES = [
+    *DASK_SELECTION,
+    "dask.bag.tests",
+    "dask.array.tests",
+    "dask.dataframe.tests",
+]
+
 
 def run_pytest(*arguments: str | Path, plugin: str, rootdir: Path, python: str = sys.executable, **env: str) -> None:
     """Run pytest with `plugin` from this folder; its output, captured here, is shown if it fails."""
@@ -54,6 +67,10 @@ def run_joblib_suite(folder: Path, *arguments: str, python: str = sys.executable
 
 def run_sklearn_suite(mode: str, modules: list[str]) -> None:
     run_pytest("--pyargs", *modules, plugin="sklearn_suite", rootdir=SITE_PACKAGES, RUSTDASK_SUITE_MODE=mode)
+
+
+def run_dask_suite(mode: str, modules: list[str]) -> None:
+    run_pytest("--pyargs", *modules, plugin="dask_suite", rootdir=SITE_PACKAGES, RUSTDASK_SUITE_MODE=mode)
 
 
 @pytest.mark.selection
@@ -87,29 +104,6 @@ def test_sklearn_selection(mode):
 @pytest.mark.parametrize("mode", ["processes", "threads"])
 def test_sklearn(mode, module):
     run_sklearn_suite(mode, [module])
-
-
-# Dask's, with rustdask as the scheduler.
-
-DASK_SELECTION = ["dask.tests.test_base", "dask.tests.test_delayed", "dask.tests.test_graph_manipulation"]
-DASK_SUITES = [
-    *DASK_SELECTION,
-    "dask.bag.tests",
-    "dask.array.tests.test_array_core",
-    "dask.array.tests.test_reductions",
-    "dask.array.tests.test_linalg",
-    "dask.array.tests.test_overlap",
-    "dask.array.tests.test_slicing",
-    "dask.array.tests.test_routines",
-    "dask.dataframe.tests.test_dataframe",
-    "dask.dataframe.tests.test_groupby",
-    "dask.dataframe.tests.test_multi",
-    "dask.dataframe.tests.test_shuffle",
-]
-
-
-def run_dask_suite(mode: str, modules: list[str]) -> None:
-    run_pytest("--pyargs", *modules, plugin="dask_suite", rootdir=SITE_PACKAGES, RUSTDASK_SUITE_MODE=mode)
 
 
 @pytest.mark.selection
