@@ -5,7 +5,7 @@ The engine takes these for a whole submission. So a graph whose tasks differ in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dask.typing import Key
@@ -86,7 +86,7 @@ def _options_of(group: Group) -> dict[str, Any]:
     )
 
 
-def _parts(needs: list[list[int]], group_of: list[Group]) -> list[tuple[list[int], Group]]:
+def _parts(needs: Sequence[Sequence[int]], group_of: list[Group]) -> list[tuple[list[int], Group]]:
     """Divide tasks into parts of one group each, so that each part needs only itself and those before it."""
     level: list[int] = []
     parts: dict[tuple[int, Group], list[int]] = {}

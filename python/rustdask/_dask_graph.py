@@ -11,7 +11,7 @@ Assumes that nodes do not change. Graphs of the old form, tuples of a function a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -79,12 +79,13 @@ def _kind_of(cls: type) -> _Kind:
 class _Call:
     """A task of the old form, in the shape of a `Task`, which is dearer to make."""
 
-    __slots__ = ("args", "dependencies", "func", "kwargs")
+    __slots__ = ("args", "dependencies", "func")
+
+    kwargs: Mapping[str, Any] = {}
 
     def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], dependencies: Iterable[Key]) -> None:
         self.func = func
         self.args = args
-        self.kwargs: dict[str, Any] = {}
         self.dependencies = dependencies
 
 
@@ -123,7 +124,7 @@ class Plan:
         With `Input` objects, as `_core.Session.submit` takes them.
     keys : list
         Key of each; for several that were joined, the last one's.
-    needs : list of list of int
+    needs : list of sequence of int
         The tasks that each task needs.
 
     Raises
@@ -147,7 +148,7 @@ class Plan:
     ) -> None:
         self.tasks: list[EngineTask] = []
         self.keys: list[Key] = []
-        self.needs: list[list[int]] = []
+        self.needs: list[Sequence[int]] = []
         wanted = list(wanted)
         reached = _Reached(graph, wanted)
         joined = _joined(reached, wanted, group_of or {}) if fuse else frozenset()
@@ -164,11 +165,13 @@ class Plan:
                 self._results.append(self._begin(node, needs))
             else:
                 self._results.append(self._add(reached.keys[at], node, needs))
+        self._wanted = {key: self.value_of(key) for key in wanted}
+        # Not needed any more, and as large as all the rest.
+        self._place, self._data, self._results, self._forms = {}, {}, [], {}
 
     def result_of(self, key: Key) -> Any:
         """Return what stands for the result of a wanted key: an `Input`, or its value itself."""
-        place = self._place[key]
-        return self._results[place] if place >= 0 else self._data[key]
+        return self._wanted[key]
 
     def add_value(self, key: Key, value: Any) -> Input:
         """Add a task whose result is a value with futures in it, in whose places the engine puts their results."""
@@ -176,13 +179,13 @@ class Plan:
 
     # One task
 
-    def _begin(self, node: Any, needs: list[int]) -> _Chain:
+    def _begin(self, node: Any, needs: Sequence[int]) -> _Chain:
         """Translate a task that its only dependent will go on with."""
         chain = self._chain_before(needs) or _Chain(self._needs_of(needs))
         chain.go_on(node, self)
         return chain
 
-    def _add(self, key: Key, node: Any, needs: list[int]) -> Input:
+    def _add(self, key: Key, node: Any, needs: Sequence[int]) -> Input:
         chain = self._chain_before(needs)
         if chain is None:
             try:
@@ -194,20 +197,20 @@ class Plan:
             return self._append(key, chain.task(self._forms), chain.needs)
         return self._append(key, task, self._needs_of(needs))
 
-    def _append(self, key: Key, task: EngineTask, needs: list[int]) -> Input:
+    def _append(self, key: Key, task: EngineTask, needs: Sequence[int]) -> Input:
         result = Input(len(self.tasks))
         self.tasks.append(task)
         self.keys.append(key)
         self.needs.append(needs)
         return result
 
-    def _chain_before(self, needs: list[int]) -> _Chain | None:
+    def _chain_before(self, needs: Sequence[int]) -> _Chain | None:
         if len(needs) == 1 and type(chain := self._results[needs[0]]) is _Chain:
             return chain
         return None
 
-    def _needs_of(self, needs: list[int]) -> list[int]:
-        return [self._results[at].task for at in needs]
+    def _needs_of(self, needs: Sequence[int]) -> Sequence[int]:
+        return [self._results[at].task for at in needs] if needs else ()
 
     def _plain(self, node: Any) -> EngineTask:
         kind = _kinds[type(node)]
@@ -263,7 +266,7 @@ class _HoldsCalls(Exception):
 class _Chain:
     """Calls that are to be steps of one task."""
 
-    def __init__(self, needs: list[int]) -> None:
+    def __init__(self, needs: Sequence[int]) -> None:
         self.needs = needs
         self._inputs: list[Any] = []
         self._steps: list[Step] = []
@@ -395,7 +398,7 @@ class _Reached:
     ----------
     keys, nodes : list
         The tasks.
-    needs : list of list of int
+    needs : list of sequence of int
         The tasks that each task needs, by their numbers.
     place : dict
         Number of the task that makes the result of a key, or -1 if it is data.
@@ -408,7 +411,7 @@ class _Reached:
     def __init__(self, graph: dict[Key, Any], wanted: list[Key]) -> None:
         self.keys: list[Key] = []
         self.nodes: list[Any] = []
-        self.needs: list[list[int]] = []
+        self.needs: list[Sequence[int]] = []
         self.place: dict[Key, int] = {}
         self.data: dict[Key, Any] = {}
         self.uses: dict[Key, int] = {}
@@ -450,13 +453,13 @@ class _Reached:
             if at < 0:
                 self.data[key] = self.data[node.target]
         else:
-            needs = [at for need in node.dependencies if (at := place[need]) >= 0]
+            needs: Sequence[int] = [at for need in node.dependencies if (at := place[need]) >= 0]
             if len(needs) < len(node.dependencies):
                 for need in node.dependencies:
                     if place[need] < 0:
                         self.uses[need] = self.uses.get(need, 0) + 1
-            # Aliases can make one of two.
-            self.needs.append(needs if len(needs) < 2 else list(set(needs)))
+            # Aliases can make one of two. In a large graph, a million empty lists count.
+            self.needs.append(list(set(needs)) if len(needs) > 1 else needs or ())
             place[key] = len(self.nodes)
             self.nodes.append(node)
             self.keys.append(key)
@@ -549,7 +552,7 @@ def _read_old(key: Key, task: Any, graph: Mapping[Key, Any]) -> Any:
     if type(task) is tuple and task and callable(task[0]):
         needs: list[Key] = []
         args = tuple([_read_argument(arg, graph, needs) for arg in task[1:]])
-        return _Call(task[0], args, needs)
+        return _Call(task[0], args, needs or ())
     node = convert_legacy_task(key, task, graph)
     return node if isinstance(node, GraphNode) else DataNode(key, node)
 

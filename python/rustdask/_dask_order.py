@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dask._task_spec import Task
 from dask.order import order
 from dask.typing import Key
@@ -12,12 +14,12 @@ _MIN_TASKS = 16
 _MAX_SHARED = 16
 
 
-def orders(needs: list[list[int]]) -> list[int] | None:
+def orders(needs: Sequence[Sequence[int]]) -> list[int] | None:
     """Return the place of each task in the order to run.
 
     Parameters
     ----------
-    needs : list of list of int
+    needs : sequence of sequence of int
         The tasks that each task needs, all of them earlier in the list; as a walk from the results down finds them.
 
     Returns
@@ -44,7 +46,7 @@ class _Task(Task):
     __slots__ = ("dependencies",)
 
 
-def _shared(needs: list[list[int]]) -> int:
+def _shared(needs: Sequence[Sequence[int]]) -> int:
     dependents = [0] * len(needs)
     for ahead in needs:
         for at in ahead:
