@@ -257,6 +257,7 @@ def test_the_error_of_a_task_has_its_frames(scheduled, wrap):
     with pytest.raises(Exception, match="on purpose") as caught:
         wrap(dask.delayed(tasks.fail)("on purpose")).compute()
     assert "fail" in [entry.name for entry in caught.traceback]
+    assert "_steps.py" not in [entry.path.name for entry in caught.traceback]
 
 
 def test_an_error_ends_the_rest(path):

@@ -178,12 +178,23 @@ _raised_at: weakref.WeakKeyDictionary[BaseException, Any] = weakref.WeakKeyDicti
 
 def _as_raised(error: BaseException) -> BaseException:
     """Return the exception with the frames of the task alone, however often it has been raised since."""
+    traceback = _from_task_on(error.__traceback__)
     try:
-        traceback = _raised_at.setdefault(error, error.__traceback__)
+        traceback = _raised_at.setdefault(error, traceback)
     except TypeError:
-        # Without weak references or a hash, the frames of those who ask add up.
-        return error
+        # Without weak references, as those of the built-in classes, or a hash, the frames of those who ask add up.
+        pass
     return error.with_traceback(traceback)
+
+
+def _from_task_on(traceback: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames of what calls the functions of a task that has several steps."""
+    from rustdask._tracebacks import is_dispatch
+
+    step = traceback
+    while step is not None and is_dispatch(step.tb_frame.f_code.co_filename):
+        step = step.tb_next
+    return step or traceback
 
 
 def _add_note(error: BaseException, note: str) -> None:
