@@ -29,6 +29,7 @@ enum Step {
     Join(Index, WorkerSpec),
     Finish(Index),
     Return(Index, u32),
+    Park(Index),
     Lose(Index),
     Wait(u64),
 }
@@ -127,6 +128,7 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(call, task, items, urgent)| Event::TaskSubmitted { call, task, items, urgent }),
         2 => (worker_id(), worker_spec()).prop_map(|(worker, spec)| Event::WorkerJoined { worker, spec }),
         1 => worker_id().prop_map(|worker| Event::WorkerLost { worker }),
+        1 => (0..4u32).prop_map(|count| Event::WorkersRequested { count }),
         2 => (worker_id(), task_id(), attempt(), outcome()).prop_map(|(worker, task, attempt, outcome)| {
             Event::TaskFinished { worker, task, attempt, outcome, size_bytes: 0 }
         }),
@@ -135,7 +137,6 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         1 => (worker_id(), task_id(), attempt())
             .prop_map(|(worker, task, attempt)| Event::TaskParked { worker, task, attempt }),
-        1 => (0..4u32).prop_map(|count| Event::WorkersRequested { count }),
         1 => Just(Event::TimePassed),
         4 => graph_event(),
     ]
@@ -149,6 +150,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<Index>(), worker_spec()).prop_map(|(index, spec)| Step::Join(index, spec)),
         5 => any::<Index>().prop_map(Step::Finish),
         4 => (any::<Index>(), 0..9u32).prop_map(|(index, kept)| Step::Return(index, kept)),
+        2 => any::<Index>().prop_map(Step::Park),
         1 => any::<Index>().prop_map(Step::Lose),
         2 => (0..9u64).prop_map(Step::Wait),
     ]
@@ -211,6 +213,10 @@ impl Player {
             Step::Return(index, kept) => {
                 let (worker, task, attempt) = pick(index, &self.handed_out)?;
                 Event::TaskReturned { worker, task, attempt, kept }
+            }
+            Step::Park(index) => {
+                let (worker, task, attempt) = pick(index, &self.handed_out)?;
+                Event::TaskParked { worker, task, attempt }
             }
             Step::Wait(millis) => {
                 self.now += Duration::from_millis(millis);

@@ -163,21 +163,29 @@ impl Scheduler {
         let open = |worker: WorkerId| self.roster.worker(worker).filter(|_| !self.is_reserved(worker));
         let fits = |worker: WorkerId| open(worker).filter(|w| w.takes_more(id, &call.spec));
         if roomy.len() <= call.engaged.len() {
-            let mut own = roomy.filter(|(_, worker)| call.engaged.contains_key(worker)).take(most);
+            let depth = call.spec.depth as usize;
+            let mut own = roomy
+                .take_while(|&(load, _)| load < depth)
+                .filter(|(_, worker)| call.engaged.contains_key(worker))
+                .take(most);
             return own.find(|&(_, worker)| fits(worker).is_some()).map(|(_, worker)| worker);
         }
         let own = call.engaged.keys().take(most).filter_map(|&worker| Some((fits(worker)?.slots.len(), worker)));
         own.min().map(|(_, worker)| worker)
     }
 
-    /// Where no worker can be started, any that runs something: else a call could starve beside one that
+    /// Where no worker can be started, any that runs something for others: else a call could starve beside one that
     /// keeps all workers supplied.
     fn newly_engaged(&self, call: &Call) -> Option<WorkerId> {
         if call.room() == 0 || self.may_start() || (call.spec.nested && !call.is_alone()) {
             return None;
         }
-        let mut roomy = self.roster.roomy().map(|(_, worker)| worker).take(self.most_looked_at());
-        roomy.find(|&id| self.roster.worker(id).is_some_and(Worker::is_shared) && !self.is_reserved(id))
+        if call.engaged.len() == self.roster.len() {
+            return None;
+        }
+        let others = self.roster.roomy().map(|(_, worker)| worker).filter(|id| !call.engaged.contains_key(id));
+        let mut others = others.take(self.most_looked_at());
+        others.find(|&id| self.roster.worker(id).is_some_and(Worker::is_shared) && !self.is_reserved(id))
     }
 
     /// Workers to try before the search is given up. Without bound tasks the first one will do.

@@ -194,3 +194,13 @@ fn a_worker_holds_no_more_of_a_call_than_its_depth() {
     w.finished(0, 10);
     w.claim([done(1, 10, 0), run(0, 13)]);
 }
+
+#[test]
+fn nor_where_the_call_might_engage_more_workers_and_none_can_be_started() {
+    let mut w = World::with_workers(Config { max_workers: 1, ..config() }, 1, process(4));
+    w.open(1, CallSpec { depth: 2, ..call(u32::MAX) });
+    for task in 10..15 {
+        w.submit(1, task);
+    }
+    w.claim([run(0, 10), run(0, 11)]);
+}
