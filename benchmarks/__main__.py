@@ -123,8 +123,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    rows = [row for row in ROWS if is_chosen(options.rows, f"{row.group} {row.key}")]
     names = [name for name in CONTESTANTS if is_chosen(options.backends, name) and is_installed(name)]
+    rows = [row for row in ROWS if is_chosen(options.rows, f"{row.group} {row.key}") and {*row.backends} & {*names}]
     if options.list:
         for group, members in itertools.groupby(rows, lambda row: row.group):
             print(f"{group + ':':10}", ", ".join(row.key for row in members))
