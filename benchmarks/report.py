@@ -231,6 +231,13 @@ def draw(axes: Any, rows: list[Result], bases: list[float], label: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
+    # Names in one line if there are few, else in two.
+    columns = 6 if len(axes.collections) <= 6 else 4
     axes.legend(
-        frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.4, 1.0), columnspacing=1.2, handletextpad=0.2
+        frameon=False,
+        ncols=columns,
+        loc="lower center",
+        bbox_to_anchor=(0.4, 1.0),
+        columnspacing=1.2,
+        handletextpad=0.2,
     )
