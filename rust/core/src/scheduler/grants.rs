@@ -17,14 +17,13 @@ use super::worker::Worker;
 use super::{Out, Scheduler};
 
 impl Scheduler {
-    /// What a task holds of its worker's resources, while it is on one.
+    /// What a task holds of its worker's resources, while it is on one, parked or not.
     pub fn granted(&self, task: TaskId) -> &[Grant] {
         let node = self.graph.find(task).map(|at| &self.graph[at]);
         let Some(State::Assigned { worker, attempt }) = node.map(|node| &node.state) else {
             return &[];
         };
-        let place = self.roster.find(*worker, task, *attempt);
-        let slot = self.roster.worker(*worker).zip(place).map(|(worker, at)| &worker.slots[at]);
+        let slot = self.roster.held(*worker, task, *attempt);
         slot.and_then(|slot| slot.grants.as_deref()).unwrap_or(&[])
     }
 

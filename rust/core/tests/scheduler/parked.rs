@@ -38,6 +38,7 @@ fn a_parked_task_keeps_what_it_was_granted() {
     w.graph(1, [TaskSpec { resources: gpus(1.0), ..task(10, &[]) }]);
     w.claim([run(0, 10)]);
     park(&mut w, 0, 10, 0);
+    assert_eq!(w.machine.granted(TaskId(10)).len(), 1);
     w.graph(1, [TaskSpec { resources: gpus(1.0), ..task(11, &[]) }, task(12, &[])]);
     w.claim([run(0, 12)]);
     w.made(0, 12, 1);
