@@ -35,6 +35,11 @@ impl Scheduler {
         self.check_graph()?;
         let parked = self.roster.workers.values().map(|worker| worker.parked.len()).sum::<usize>();
         ensure(parked == self.parked, || format!("{} parked, but found {parked}", self.parked))?;
+        let doomed = self.roster.workers.iter().filter(|(_, worker)| worker.doomed && !worker.leaving);
+        let doomed: BTreeSet<WorkerId> = doomed.map(|(id, _)| *id).collect();
+        ensure(doomed == self.doomed, || format!("{doomed:?} are doomed, but known are {:?}", self.doomed))?;
+        let needed = |id: &WorkerId| self.roster.worker(*id).is_some_and(Worker::is_needed);
+        ensure(doomed.iter().all(needed), || format!("one of {doomed:?} is there in vain"))?;
         self.roster.check()
     }
 

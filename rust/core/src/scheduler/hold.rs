@@ -75,6 +75,7 @@ impl Scheduler {
             worker.parked.push(Slot { ask: None, ..slot });
             self.parked += 1;
         }
+        self.refile(on);
     }
 
     /// Counts and indexes after a task has left a worker's queue.

@@ -152,6 +152,8 @@ pub struct Scheduler {
     floor: u32,
     /// Tasks that have given their places up.
     parked: usize,
+    /// Workers where some of them wait in vain.
+    doomed: BTreeSet<WorkerId>,
     stale: u64,
 }
 
@@ -187,6 +189,7 @@ impl Scheduler {
             start_failures: 0,
             floor: 0,
             parked: 0,
+            doomed: BTreeSet::new(),
             stale: 0,
         }
     }
@@ -199,6 +202,7 @@ impl Scheduler {
         self.apply(event, &mut out);
         self.expire(&mut out);
         self.settle(&mut out);
+        self.end_doomed(&mut out);
         self.give_up_bound(&mut out);
         self.place(&mut out);
         self.settle(&mut out);

@@ -1,13 +1,14 @@
 //! Tasks that wait for others, and have given up their places on their workers meanwhile.
 //!
 //! So no depth of nesting runs out of workers. A parked task keeps its resources, counts for nothing else, and ends
-//! like any other.
+//! like any other. Where its call is closed, what it waits for will not come: its worker is ended, but not under the
+//! tasks of others.
 
 use crate::action::KillReason;
 use crate::event::Outcome;
 use crate::id::{Attempt, CallId, TaskId, WorkerId};
 
-use super::worker::Slot;
+use super::worker::{Slot, Worker};
 use super::{Out, Scheduler};
 
 impl Scheduler {
@@ -54,6 +55,7 @@ impl Scheduler {
             // What was granted may be what others wait for.
             self.stir(from);
         }
+        self.refile(from);
         Some(slot)
     }
 
@@ -69,26 +71,46 @@ impl Scheduler {
         let Some(worker) = self.roster.workers.get_mut(&on) else { return false };
         let Some(at) = worker.find_parked(task, attempt) else { return false };
         worker.parked[at].wanted = false;
-        if force && worker.spec.killable && !worker.leaving {
+        let ends = force && worker.spec.killable && !worker.leaving;
+        self.refile(on);
+        if ends {
             self.kill(on, KillReason::Cancelled, out);
         }
         true
     }
 
-    /// Disowns the parked tasks of a closed call. What they wait for will not come, so their workers are ended.
-    pub(super) fn abandon_parked(&mut self, call: CallId, out: &mut Out<'_>) {
+    /// Disowns the parked tasks of a closed call; those that were let go before wait in vain as well.
+    pub(super) fn abandon_parked(&mut self, call: CallId) {
         if self.parked == 0 {
             return;
         }
-        let mut waiting = Vec::new();
         for (&id, worker) in &mut self.roster.workers {
-            let of_call = worker.parked.iter_mut().filter(|slot| slot.serves(call));
+            let of_call = worker.parked.iter_mut().filter(|slot| slot.call == call);
             let disowned = of_call.map(|slot| slot.wanted = false).count();
             if disowned > 0 && worker.spec.killable && !worker.leaving {
-                waiting.push(id);
+                worker.doomed = true;
+                self.doomed.insert(id);
             }
         }
-        waiting.sort_unstable();
-        waiting.into_iter().for_each(|id| self.kill(id, KillReason::Cancelled, out));
+        for id in self.doomed.clone() {
+            self.refile(id);
+        }
+    }
+
+    /// Ends the workers that are there for nothing but parked tasks of closed calls.
+    pub(super) fn end_doomed(&mut self, out: &mut Out<'_>) {
+        if self.doomed.is_empty() {
+            return;
+        }
+        for id in self.doomed.clone() {
+            let worker = self.roster.worker(id).filter(|worker| !worker.leaving);
+            if worker.is_some_and(Worker::is_needed) {
+                continue;
+            }
+            if worker.is_some() {
+                self.kill(id, KillReason::Cancelled, out);
+            }
+            self.doomed.remove(&id);
+        }
     }
 }

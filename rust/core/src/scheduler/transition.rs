@@ -50,7 +50,7 @@ impl Scheduler {
         };
         let engaged: Vec<WorkerId> = closed.engaged.keys().copied().collect();
         self.close_graph(call, out);
-        self.abandon_parked(call, out);
+        self.abandon_parked(call);
         for worker in engaged {
             self.abandon(worker, call, out);
         }

@@ -55,6 +55,8 @@ pub(super) struct Worker {
     pub(super) counts: bool,
     /// Nothing more is placed on it: it was ordered to end, or the call that it helps is closed.
     pub(super) leaving: bool,
+    /// Tasks are parked there that nothing will wake: it is to end once others need it no more.
+    pub(super) doomed: bool,
     /// What it holds, in the order in which it runs them. The first one is running.
     pub(super) slots: VecDeque<Slot>,
     /// Tasks that wait for others. It runs them, and they are not in its way.
@@ -101,6 +103,7 @@ impl Worker {
             spec: WorkerSpec { depth: spec.depth.max(1), ..spec },
             counts,
             leaving: false,
+            doomed: false,
             slots: VecDeque::new(),
             parked: Vec::new(),
             results: Vec::new(),
@@ -118,7 +121,17 @@ impl Worker {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.slots.is_empty() && !self.leaving
+        self.slots.is_empty() && !self.leaving && !self.is_draining()
+    }
+
+    /// It takes no more tasks, to come to its end; but what is parked there may wait for one that only it can run.
+    fn is_draining(&self) -> bool {
+        self.doomed && !self.parked.iter().any(|slot| slot.wanted)
+    }
+
+    /// Somebody waits for a task that it holds.
+    pub(super) fn is_needed(&self) -> bool {
+        self.slots.iter().chain(&self.parked).any(|slot| slot.wanted)
     }
 
     /// Runs something that nobody waits for and that cannot be ended.
@@ -173,7 +186,7 @@ impl Worker {
 
     fn shelf(&self) -> Shelf {
         match self.slots.len() {
-            _ if self.leaving || self.is_stuck() => Shelf::Off,
+            _ if self.leaving || self.is_draining() || self.is_stuck() => Shelf::Off,
             0 if self.is_shared() => Shelf::Idle(self.rested),
             0 => Shelf::Off,
             load if load < self.spec.depth as usize => Shelf::Roomy(load),

@@ -3,7 +3,7 @@
 use crate::common::graph::*;
 use crate::common::*;
 use rustdask_core::scheduler::Config;
-use rustdask_core::{Attempt, Event, KillReason, TaskId, TaskSpec, WorkerId, WorkerSpec};
+use rustdask_core::{Attempt, CallSpec, Event, KillReason, TaskId, TaskSpec, WorkerId, WorkerSpec};
 
 fn world(workers: u32) -> World {
     let config = Config { durable: true, max_workers: workers, start_resources: gpus(1.0), ..config() };
@@ -93,6 +93,57 @@ fn a_closed_call_ends_the_workers_whose_tasks_wait() {
     w.lost(0);
     w.made(1, 20, 1);
     w.claim([done(2, 20, 1)]);
+}
+
+/// A worker that runs task 20 of call 2, after task 10 of call 1 was parked there.
+fn beside_a_parked_task() -> World {
+    let mut w = world(1);
+    w.open(2, CallSpec { crash_retries: 0, ..call(u32::MAX) });
+    w.graph(1, [task(10, &[])]);
+    w.claim([run(0, 10)]);
+    park(&mut w, 0, 10, 0);
+    w.graph(2, [task(20, &[])]);
+    w.claim([run(0, 20)]);
+    w
+}
+
+#[test]
+fn a_worker_where_tasks_of_a_closed_call_wait_is_ended_when_others_need_it_no_more() {
+    let mut w = beside_a_parked_task();
+    w.close(1);
+    w.claim([]);
+    w.graph(2, [task(21, &[])]);
+    w.made(0, 20, 1);
+    w.claim([done(2, 20, 0), kill(0, KillReason::Cancelled)]);
+    w.lost(0);
+    w.claim([start(1)]);
+    w.joined(1, process(1));
+    w.claim([run(1, 21)]);
+}
+
+#[test]
+fn a_worker_where_a_released_task_waits_is_ended_with_its_call() {
+    let mut w = world(1);
+    w.graph(1, [task(10, &[])]);
+    w.claim([run(0, 10)]);
+    park(&mut w, 0, 10, 0);
+    w.release(1, [10]);
+    w.claim([]);
+    w.close(1);
+    w.claim([kill(0, KillReason::Cancelled)]);
+}
+
+#[test]
+fn a_worker_where_tasks_of_a_closed_call_wait_runs_what_others_wait_for_there() {
+    let mut w = beside_a_parked_task();
+    w.close(1);
+    park(&mut w, 0, 20, 0);
+    w.graph(2, [task(21, &[])]);
+    w.claim([run(0, 21)]);
+    w.made(0, 21, 1);
+    w.claim([done(2, 21, 0)]);
+    w.made(0, 20, 1);
+    w.claim([done(2, 20, 0), kill(0, KillReason::Cancelled)]);
 }
 
 #[test]

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use rustdask_core::scheduler::Config;
 use rustdask_core::{
-    Action, Actions, Amount, Attempt, CallId, Event, HostId, Resources, Scheduler, TaskId, WorkerId, WorkerSpec,
+    Action, Actions, Amount, Attempt, CallId, Event, HostId, KillReason, Resources, Scheduler, TaskId, WorkerId,
+    WorkerSpec,
 };
 
 use crate::rng::Rng;
@@ -153,6 +154,7 @@ impl GraphWorld {
         for (id, worker) in &self.workers {
             assert!(worker.store.is_empty(), "{id:?} keeps what nobody wants: {:?}", worker.store);
             assert!(worker.jobs.is_empty(), "{id:?} still has {:?}", worker.jobs);
+            assert!(worker.parked.is_empty(), "{:?} wait in vain on {id:?}", worker.parked);
         }
         for worker in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tell(Event::WorkerLost { worker });
@@ -211,6 +213,7 @@ impl GraphWorld {
             let mut actions = Actions::default();
             let now = Duration::from_micros(self.now_us);
             self.ledger.knows_the_same(&self.machine);
+            let unconcerned = self.unconcerned(&event);
             self.ledger.before(&event, &self.machine);
             self.ledger.submitted(&event);
             self.machine.handle(now, event, &mut actions);
@@ -221,6 +224,9 @@ impl GraphWorld {
             assert!(deadline.is_none_or(|time| time > now), "a deadline was not kept");
             for (_, action) in actions.drain() {
                 self.say(&action);
+                if let Action::Kill { worker, reason: KillReason::Cancelled } = action {
+                    assert!(!unconcerned.contains(&worker), "{worker:?} runs nothing that was cancelled");
+                }
                 format!("{action:?}").hash(&mut self.trace);
                 self.carry_out(action);
             }

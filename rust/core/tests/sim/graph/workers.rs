@@ -40,7 +40,7 @@ pub(crate) struct SimWorker {
     /// The first one is running.
     pub(crate) jobs: VecDeque<Job>,
     /// They wait for others.
-    parked: Vec<(TaskId, Attempt)>,
+    pub(crate) parked: Vec<(TaskId, Attempt)>,
     pub(crate) store: BTreeSet<TaskId>,
     inbox_until: u64,
     outbox_until: u64,
@@ -98,6 +98,16 @@ impl GraphWorld {
         let known = |task: &TaskId| self.machine.is_assigned(*task) && !self.machine.is_parked(*task);
         let current = self.ledger.held.keys().filter(|(_, task, _)| of_call(task) && known(task));
         current.map(|(worker, ..)| *worker).collect()
+    }
+
+    /// Workers with tasks of other calls only, where a call is to be closed. What is parked does not count.
+    pub(crate) fn unconcerned(&self, event: &Event) -> BTreeSet<WorkerId> {
+        let Event::CallClosed { call: closed } = *event else { return BTreeSet::new() };
+        let of_it = |task: &TaskId| self.ledger.tasks.get(task).is_some_and(|task| task.plain && task.call == closed);
+        let plain = self.ledger.held.keys().filter(|(_, task, _)| of_it(task)).map(|(worker, ..)| *worker);
+        let concerned: BTreeSet<WorkerId> = self.engaged(closed).into_iter().chain(plain).collect();
+        let others = self.ledger.calls.keys().filter(|call| **call != closed).flat_map(|call| self.engaged(*call));
+        others.filter(|worker| !concerned.contains(worker)).collect()
     }
 
     pub(crate) fn send(&mut self, worker: WorkerId, order: Order) {
@@ -199,6 +209,10 @@ impl GraphWorld {
 
     pub(crate) fn ends_parked(&mut self, id: WorkerId, task: TaskId, attempt: Attempt) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        if self.killable && !self.ledger.tasks.contains_key(&task) {
+            // Its call is closed: what it waits for will not come.
+            return;
+        }
         worker.parked.retain(|parked| *parked != (task, attempt));
         let (outcome, size_bytes) = self.run(task);
         if outcome == Outcome::Ok {
