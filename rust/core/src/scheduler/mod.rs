@@ -231,12 +231,14 @@ impl Scheduler {
     }
 
     /// Workers that any call may use and that have nothing to do and no result that would be lost with them, the
-    /// one that rested longest first: the order in which to let them go.
+    /// one that rested longest first: the order in which to let them go. Only so many that as many stay as were
+    /// requested.
     pub fn idle_workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
         let idle = self.roster.idle_coldest_first();
         let durable = self.config.durable;
         let loses = move |worker: &Worker| !worker.parked.is_empty() || !(durable || worker.results.is_empty());
-        idle.filter(move |id| self.roster.worker(*id).is_some_and(|worker| !loses(worker)))
+        let idle = idle.filter(move |id| self.roster.worker(*id).is_some_and(|worker| !loses(worker)));
+        idle.take(self.roster.staying().saturating_sub(self.floor as usize))
     }
 
     pub fn stats(&self) -> Stats {

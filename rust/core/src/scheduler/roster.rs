@@ -221,6 +221,11 @@ impl Roster {
         self.shared + self.starting.len()
     }
 
+    /// Workers that any call may use, without those that are about to end.
+    pub(super) fn staying(&self) -> usize {
+        self.workers.values().filter(|worker| worker.is_shared() && !worker.leaving && !worker.doomed).count()
+    }
+
     /// Whether indexes and counts follow from the workers; says which does not.
     pub(super) fn check(&self) -> Result<(), String> {
         let mut fresh = Roster::default();

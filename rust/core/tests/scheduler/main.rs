@@ -15,6 +15,7 @@ mod nesting;
 mod parked;
 mod placement;
 mod recovery;
+mod requested;
 mod resources;
 mod totality;
 mod wants;

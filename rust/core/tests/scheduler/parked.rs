@@ -113,6 +113,7 @@ fn a_worker_where_tasks_of_a_closed_call_wait_is_ended_when_others_need_it_no_mo
     w.close(1);
     w.claim([]);
     w.graph(2, [task(21, &[])]);
+    assert_eq!(w.machine.idle_workers().count(), 0);
     w.made(0, 20, 1);
     w.claim([done(2, 20, 0), kill(0, KillReason::Cancelled)]);
     w.lost(0);
@@ -159,23 +160,4 @@ fn only_what_runs_can_be_parked() {
     assert_eq!(w.machine.stats().stale, 2);
     w.made(0, 10, 1);
     w.claim([done(1, 10, 0)]);
-}
-
-#[test]
-fn as_many_workers_as_were_requested_are_there() {
-    let mut w = World::with(Config { max_workers: 3, ..config() });
-    w.handle(Event::WorkersRequested { count: 2 });
-    w.claim([start(0), start(1)]);
-    w.joined(0, process(1));
-    w.joined(1, process(1));
-    w.claim([]);
-    w.lost(0);
-    w.claim([start(2)]);
-    w.lost(2);
-    w.claim([start(3)]);
-    w.handle(Event::WorkersRequested { count: 5 });
-    w.claim([start(4)]);
-    w.handle(Event::WorkersRequested { count: 0 });
-    w.lost(1);
-    w.claim([]);
 }

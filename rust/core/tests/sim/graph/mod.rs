@@ -43,6 +43,10 @@ pub(crate) enum Happening {
     Reported(Event),
     /// A worker drops a result by mistake.
     Drops(WorkerId),
+    /// So many workers are to be there.
+    Request(u32),
+    /// Idle workers are let go.
+    Retire,
 }
 
 /// What goes wrong, in percent.
@@ -78,6 +82,7 @@ pub(crate) struct GraphWorld {
     pub(crate) next_call: u64,
     pub(crate) next_task: u64,
     pub(crate) next_worker: u32,
+    requested: u32,
     trace: DefaultHasher,
 }
 
@@ -132,6 +137,7 @@ impl GraphWorld {
             next_call: 0,
             next_task: 0,
             next_worker: 1 << 31,
+            requested: 0,
             trace: DefaultHasher::new(),
             rng,
         };
@@ -140,6 +146,11 @@ impl GraphWorld {
         }
         for _ in 0..if open { world.rng.range(1, 6) } else { 0 } {
             world.soon(20_000, Happening::Joins);
+        }
+        for _ in 0..if open { 0 } else { world.rng.range(0, 2) } {
+            let count = world.rng.small(0, 4);
+            world.soon(20_000, Happening::Request(count));
+            world.soon(60_000, Happening::Retire);
         }
         world
     }
@@ -156,6 +167,7 @@ impl GraphWorld {
             assert!(worker.jobs.is_empty(), "{id:?} still has {:?}", worker.jobs);
             assert!(worker.parked.is_empty(), "{:?} wait in vain on {id:?}", worker.parked);
         }
+        self.tell(Event::WorkersRequested { count: 0 });
         for worker in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tell(Event::WorkerLost { worker });
         }
@@ -286,6 +298,11 @@ impl GraphWorld {
             Happening::Dies(worker) => self.dies(worker),
             Happening::Reported(event) => self.tell(event),
             Happening::Drops(worker) => self.drops(worker),
+            Happening::Request(count) => {
+                self.requested = count;
+                self.tell(Event::WorkersRequested { count });
+            }
+            Happening::Retire => self.retire(),
         }
     }
 

@@ -110,6 +110,17 @@ impl GraphWorld {
         others.filter(|worker| !concerned.contains(worker)).collect()
     }
 
+    pub(crate) fn retire(&mut self) {
+        let idle: Vec<WorkerId> = self.machine.idle_workers().collect();
+        let left = self.machine.stats().workers - idle.len();
+        assert!(idle.is_empty() || left >= self.requested as usize, "{left} workers are left of {}", self.requested);
+        for worker in idle {
+            if self.workers.remove(&worker).is_some() {
+                self.tell(Event::WorkerLost { worker });
+            }
+        }
+    }
+
     pub(crate) fn send(&mut self, worker: WorkerId, order: Order) {
         let delay = self.rng.range(1, self.latency_us);
         if let Some(sim) = self.workers.get_mut(&worker) {
