@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -501,6 +502,17 @@ def test_run_on_every_worker(processes, threads):
     pids = processes.run(os.getpid)
     assert len(pids) == len(set(pids.values())) == 2
     assert threads.run(os.getpid) == {0: os.getpid()}
+
+
+def test_workers_that_die_at_once_are_not_replaced_without_end():
+    with Client(n_workers=1) as client:
+        with pytest.raises(RuntimeError, match="no worker could be started: .* signal 9 with nothing to do"):
+            while True:
+                client.wait_for_workers(timeout=PATIENCE_S)
+                for worker in client.scheduler_info()["workers"].values():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker["pid"], signal.SIGKILL)
+        assert client.submit(tasks.square, 2).result(timeout=PATIENCE_S) == 4
 
 
 def test_workers_can_be_waited_for_and_named(processes):

@@ -321,9 +321,9 @@ class Client:
         -------
         dict
             ``workers``: by name, a dict of ``nthreads``, ``memory_limit`` in bytes or None, ``pid`` and ``resources``,
-            which all workers have together. ``known``, ``active``: tasks that are kept, and those of them that have
-            not ended. With worker processes, ``result_bytes``, ``spilled_bytes``: of results in shared memory, and of
-            those that have gone to disk so far.
+            which all workers have together. ``starting``: workers on their way. ``known``, ``active``: tasks that
+            are kept, and those of them that have not ended. With worker processes, ``result_bytes``,
+            ``spilled_bytes``: of results in shared memory, and of those that have gone to disk so far.
         """
         return {
             "type": "Scheduler",
@@ -360,6 +360,8 @@ class Client:
         ------
         TimeoutError
             When the time is over before that.
+        RuntimeError
+            When no more are started, as those before did not start or died at once.
         ValueError
             If there are never to be so many.
         """
@@ -374,7 +376,9 @@ class Client:
     def _wait_for_workers(self, n_workers: int | None, timeout: float | None) -> None:
         wanted = n_workers or self.n_workers
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (there := self._session.stats()["workers"]) < wanted and not self.closed:
+        while (there := (stats := self._session.stats())["workers"]) < wanted and not self.closed:
+            if there + stats["starting"] < wanted:
+                raise RuntimeError(f"no worker could be started: {self._session.start_failure}")
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{there} of {wanted} workers have started within {timeout:g} s")
             time.sleep(_LOOK_AGAIN_SECONDS)

@@ -165,7 +165,8 @@ pub enum Event {
         attempt: Attempt,
     },
     /// From now on there are to be so many workers, whether there is work for them or not. Those that are lost are
-    /// replaced.
+    /// replaced; but after [`crate::scheduler::Config::max_start_failures`] that died with nothing to do, only where
+    /// there is work, until some is done.
     WorkersRequested {
         count: u32,
     },

@@ -16,6 +16,7 @@ use rustdask_core::message::Granted;
 use rustdask_core::{
     Amount, Attempt, CallId, CallSpec, Event, HostId, Outcome, Priority, Resources, TaskId, TaskSpec, WorkerId,
 };
+use rustdask_runtime::driver::Shell as _;
 use rustdask_runtime::mailbox::Mailbox;
 use rustdask_runtime::pool::PoolSpec;
 use rustdask_runtime::processes::GRAPH_DEPTH;
@@ -430,6 +431,7 @@ impl Session {
         out.set_item("queued", stats.queued)?;
         out.set_item("known", stats.known)?;
         out.set_item("workers", stats.workers)?;
+        out.set_item("starting", stats.starting)?;
         out.set_item("idle", stats.idle)?;
         if let Engine::Processes(_, shipping) = &self.inner.engine {
             let (used, spilled) = shipping.memory.figures();
@@ -437,6 +439,15 @@ impl Session {
             out.set_item("spilled_bytes", spilled)?;
         }
         Ok(out)
+    }
+
+    /// Why the last worker that did not start, or died with nothing to do, did so.
+    #[getter]
+    fn start_failure(&self) -> String {
+        match &self.inner.engine {
+            Engine::Threads(pool) => pool.driver.with(|state, _| state.shell.start_failure()),
+            Engine::Processes(pool, _) => pool.driver.with(|state, _| state.shell.start_failure()),
+        }
     }
 
     /// This process made it, and was not forked from the one that did.

@@ -1195,8 +1195,9 @@ impl<P: Payload> Serving<P> {
                 if died {
                     self.shared.deaths.fetch_add(1, Ordering::Relaxed);
                 }
-                if !entry.ready {
-                    state.shell.start_failure = start_failure(&obituary);
+                if !entry.ready || entry.holds == 0 {
+                    let at = if entry.ready { "with nothing to do" } else { "while it was starting" };
+                    state.shell.start_failure = start_failure(&obituary, at);
                 }
                 state.shell.unsent.retain(|_, (holder, _)| *holder != worker);
                 let held: Vec<_> = state.shell.pins.keys().filter(|(holder, _)| *holder == worker).copied().collect();
@@ -1210,13 +1211,13 @@ impl<P: Payload> Serving<P> {
     }
 }
 
-fn start_failure(obituary: &Obituary) -> String {
+fn start_failure(obituary: &Obituary, at: &str) -> String {
     let how = match (obituary.signal, obituary.exit_code) {
         (Some(signal), _) => format!("was ended by signal {signal}"),
         (None, Some(code)) => format!("exited with code {code}"),
         (None, None) => "ended".into(),
     };
-    format!("a worker process {how} while it was starting; its stderr: {}", obituary.stderr.trim())
+    format!("a worker process {how} {at}; its stderr: {}", obituary.stderr.trim())
 }
 
 /// Output cut into whole lines, so that those of several workers do not mix.

@@ -64,7 +64,8 @@ use worker::Worker;
 pub struct Config {
     /// Cores that running tasks may use together; what nested calls are held to.
     pub core_budget: u32,
-    /// Workers in a row that may fail to start before waiting tasks are given up. At least 1.
+    /// Workers in a row that may fail to start before waiting tasks are given up, and workers that may die with nothing
+    /// to do before those that were requested are not replaced until a task is finished. At least 1.
     pub max_start_failures: u32,
     /// How long a task of several items runs before its tail is taken back for an idle worker.
     pub split_after: Duration,
@@ -148,6 +149,8 @@ pub struct Scheduler {
     turn: CallId,
     /// Workers that failed to start since one last joined.
     start_failures: u32,
+    /// Workers that were requested and have died with nothing to do since a task was last finished.
+    idle_deaths: u32,
     /// So many shared workers are to be there.
     floor: u32,
     /// Tasks that have given their places up.
@@ -187,6 +190,7 @@ impl Scheduler {
             hungry: BTreeSet::new(),
             turn: CallId(0),
             start_failures: 0,
+            idle_deaths: 0,
             floor: 0,
             parked: 0,
             doomed: BTreeSet::new(),

@@ -111,7 +111,8 @@ impl Scheduler {
             return;
         }
         let wanted = self.workers_wanted();
-        let short = |roster: &Roster| roster.shared_or_starting() < self.floor as usize;
+        let floor = if self.idle_deaths < self.config.max_start_failures { self.floor as usize } else { 0 };
+        let short = |roster: &Roster| roster.shared_or_starting() < floor;
         while self.may_start() && (wanted > self.roster.starting() + self.roster.idle() || short(&self.roster)) {
             let Some(worker) = self.roster.start() else {
                 break;

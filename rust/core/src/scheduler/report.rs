@@ -37,6 +37,7 @@ impl Scheduler {
         (outcome, size_bytes): (Outcome, u64),
         out: &mut Out<'_>,
     ) {
+        self.idle_deaths = 0;
         if self.parked > 0 && self.parked_finished(worker, task, attempt, (outcome, size_bytes), out) {
             return;
         }

@@ -40,7 +40,7 @@ impl Scheduler {
         if let std::collections::btree_map::Entry::Vacant(entry) = self.calls.entry(call) {
             entry.insert(Call::new(spec));
             // What kept workers from starting may have passed.
-            self.start_failures = 0;
+            (self.start_failures, self.idle_deaths) = (0, 0);
         }
     }
 
@@ -99,7 +99,7 @@ impl Scheduler {
 
     fn workers_requested(&mut self, count: u32) {
         self.floor = count;
-        self.start_failures = 0;
+        (self.start_failures, self.idle_deaths) = (0, 0);
     }
 
     fn call_paused(&mut self, call: CallId, paused: bool) {
@@ -170,6 +170,9 @@ impl Scheduler {
         self.start_failures = self.start_failures.min(self.config.max_start_failures - 1);
         // One that was told to end, or a helper that walked away, did not die of its task.
         let mut blamed = worker.is_shared() && !leaving;
+        // Only tasks may cost workers without end: they are given up in time.
+        let replaced = blamed && self.roster.shared_or_starting() < self.floor as usize;
+        self.idle_deaths += u32::from(replaced && worker.slots.is_empty() && worker.parked.is_empty());
         let mut back = Vec::with_capacity(worker.slots.len());
         let parked = std::mem::take(&mut worker.parked);
         self.parked -= parked.len();

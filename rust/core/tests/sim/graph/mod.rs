@@ -55,6 +55,7 @@ pub(crate) struct Faults {
     pub(crate) poison: u64,
     pub(crate) error: u64,
     pub(crate) failed_start: u64,
+    pub(crate) stillborn: u64,
     pub(crate) duplicate: u64,
     pub(crate) abort: u64,
     pub(crate) cancel: u64,
@@ -92,12 +93,14 @@ impl GraphWorld {
         let faulty = rng.chance(70);
         let open = rng.chance(30);
         let durable = rng.chance(50);
+        let stillborn = !open && rng.chance(5);
         let mut fault = |most| if faulty { rng.range(0, most) } else { 0 };
         let faults = Faults {
             death: fault(6),
             poison: fault(3),
             error: fault(10),
             failed_start: fault(40),
+            stillborn: if stillborn { 100 } else { 0 },
             duplicate: fault(20),
             abort: fault(40),
             cancel: fault(60),
@@ -313,6 +316,12 @@ impl GraphWorld {
         self.workers.insert(worker, SimWorker::new(spec.clone()));
         if self.rng.chance(self.faults.drop) {
             self.soon(20_000, Happening::Drops(worker));
+        }
+        if self.rng.chance(self.faults.death) {
+            self.soon(20_000, Happening::Dies(worker));
+        }
+        if self.rng.chance(self.faults.stillborn) {
+            self.soon(1, Happening::Dies(worker));
         }
         self.tell(Event::WorkerJoined { worker, spec });
     }
