@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -68,6 +69,65 @@ def test_futures_in_arguments_arrive_as_results_however_nested(client):
 def test_functions_of_main_lambdas_and_closures(client):
     offset = 10
     assert client.gather(client.map(lambda x: x + offset, range(3))) == [10, 11, 12]
+
+
+class Tally:
+    """What calling it returns depends on what was done to it."""
+
+    def __init__(self):
+        self.count = 0
+        self.large = np.zeros(1 << 18)
+
+    def __call__(self):
+        self.count += 1
+        return self.count
+
+    def tell(self):
+        return self.count
+
+    def tell_middle(self):
+        return self.large[1 << 17]
+
+
+def test_each_submission_has_its_functions_as_they_are_then(processes):
+    tally, taken = Tally(), []
+    take = functools.partial(list, taken)
+    namespace = {"__name__": "__main__", "setting": 0}
+    exec("def of_main(): return setting", namespace)
+    of_closure = lambda: tally.count  # noqa: E731
+    for step in range(3):
+        tally.count = namespace["setting"] = step
+        # A byte of many, which a sample would miss.
+        tally.large[1 << 17] = step
+        taken.append(step)
+        functions = [tally.tell, tally.tell_middle, of_closure, namespace["of_main"], take]
+        futures = [processes.submit(function) for function in functions]
+        assert processes.gather(futures) == [step] * 4 + [list(range(step + 1))]
+
+
+def test_each_submission_has_its_arguments_as_they_are_then(processes):
+    array, matrix = np.zeros(1 << 18), np.zeros((2, 1 << 14))
+    gaps = matrix[:, ::2]
+    for step in range(3):
+        array[1 << 17] = matrix[1, 1 << 13] = step
+        futures = [processes.submit(tasks.element, array, 1 << 17), processes.submit(tasks.element, gaps, (1, 1 << 12))]
+        assert processes.gather(futures) == [step, step]
+        assert processes.scatter(array).result()[1 << 17] == step
+        assert processes.submit(tasks.element, processes.scatter(array), 1 << 17).result() == step
+
+
+def test_what_a_task_does_to_its_function_is_not_seen_by_later_submissions(processes):
+    tally = Tally()
+    assert [processes.submit(tally).result() for _ in range(10)] == [1] * 10
+
+
+def test_a_submission_pickles_its_function_once_and_lets_go_of_it(processes, path):
+    counter = tasks.CountsTravels(path())
+    assert processes.gather(processes.map(counter.tell, range(100))) == list(range(100))
+    assert tasks.lines_of(path()).count("pickled") == 1
+    gone = weakref.ref(counter)
+    del counter
+    wait_until(lambda: gone() is None, "the function to be freed")
 
 
 def test_the_function_is_called_with_what_it_was_given(client):

@@ -97,6 +97,20 @@ def test_initializers(path, processes):
             executor.submit(tasks.square, 1)
 
 
+def test_an_initializer_is_pickled_once(path):
+    counter = tasks.CountsTravels(path())
+    with Executor(1, initializer=counter.tell) as executor:
+        assert [executor.submit(tasks.square, i).result(PATIENCE_S) for i in range(3)] == [0, 1, 4]
+    assert tasks.lines_of(path()).count("pickled") == 1
+
+
+def test_what_a_task_does_to_its_function_is_not_seen_by_others():
+    with Executor(1) as executor:
+        assert [future.result(PATIENCE_S) for future in [executor.submit(Counter()) for _ in range(3)]] == [1, 1, 1]
+        counter = Counter()
+        assert [future.result(PATIENCE_S) for future in [executor.submit(counter) for _ in range(3)]] == [1, 1, 1]
+
+
 def test_a_task_that_ends_its_workers_fails_alone():
     with Executor(2) as executor:
         others = [executor.submit(tasks.square, i) for i in range(20)]
@@ -164,6 +178,15 @@ def fail_in_own_way():
 
 class OwnError(Exception):
     pass
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        return self.count
 
 
 def test_callables_are_called_as_they_are_when_they_are_submitted(executor):

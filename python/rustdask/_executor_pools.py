@@ -388,10 +388,10 @@ class ProcessPool(Pool):
         return True
 
     def _task(self, item: _Item) -> Call:
-        """Return what the engine runs. It keeps functions, and pickles each only once."""
+        """Return what the engine runs. Tasks that it gets at once share a function."""
         if self._caller is not None:
             return self._caller, (item.function, *item.args), item.kwargs
-        if _is_fixed(item.function):
+        if _can_be_shared(item.function):
             return item.function, item.args, item.kwargs
         return call, (item.function, *item.args), item.kwargs
 
@@ -490,8 +490,8 @@ class _Pace:
         self._ended, self._since = 0, now
 
 
-def _is_fixed(function: Any) -> bool:
-    """Whether it holds nothing that may change between two calls, or that it should not keep alive."""
+def _can_be_shared(function: Any) -> bool:
+    """Whether it holds nothing that one call may change for the next."""
     if type(function) is types.FunctionType:
         return function.__closure__ is None
     return type(function) is types.BuiltinFunctionType and isinstance(function.__self__, types.ModuleType)

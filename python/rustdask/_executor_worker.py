@@ -1,10 +1,12 @@
-"""What worker processes run of the tasks of executors. Imports nothing of rustdask's: workers begin without it."""
+"""What worker processes run of the tasks of executors. Workers begin without it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from typing import Any
+
+from rustdask._payload import Constant
 
 _TOKEN_BYTES = 16
 # Of this process: whether each initializer was called here, and has not raised.
@@ -16,11 +18,11 @@ class InitializerFailed(Exception):
 
 
 def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a function that is pickled with its arguments each time, as it may have changed."""
+    """Call a function that is pickled with its arguments each time: what the call does to it is not seen by others."""
     return function(*args, **kwargs)
 
 
-class PreparedCaller:
+class PreparedCaller(Constant):
     """Calls functions after an initializer.
 
     Parameters

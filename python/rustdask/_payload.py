@@ -26,6 +26,12 @@ def is_plain(value: object) -> bool:
     return type(value) in _PLAIN
 
 
+class Constant:
+    """A function that stays as it is: it is pickled once, whatever is submitted later."""
+
+    __slots__ = ()
+
+
 class Reference(NamedTuple):
     """Stands for the content of a blob of the task."""
 

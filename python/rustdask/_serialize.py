@@ -22,7 +22,7 @@ import numpy as np
 
 from rustdask import _core
 from rustdask._contextvars import reduce_contextvar
-from rustdask._payload import CACHED_BYTES, Kind, Reference, is_plain
+from rustdask._payload import CACHED_BYTES, Constant, Kind, Reference, is_plain
 
 MIN_OUT_OF_BAND_BYTES = 64 << 10
 
@@ -39,6 +39,9 @@ _WITHOUT_IDENTITY = (
     *(types.ModuleType, types.CodeType, types.FunctionType, types.BuiltinFunctionType),
 )
 """Objects of these types are equal to their copies for all that tasks can see, or are found again by name."""
+
+_ENDS_AS_NAME = pickle.STACK_GLOBAL + pickle.MEMOIZE + pickle.STOP
+"""So ends a pickle that looks its object up by name."""
 
 _blob_ids = itertools.count()
 
@@ -400,6 +403,8 @@ class CallSerializer:
 class GraphSerializer:
     """Pickles the tasks of graphs, and values that they take.
 
+    Each submission sees its functions and arguments as they are then.
+
     Parameters
     ----------
     settings : callable
@@ -412,36 +417,46 @@ class GraphSerializer:
         self._owners = _Owners()
         self._copies = _ContiguousCopies()
 
-    def settings(self) -> tuple[int, bool, bytes, _Buffers]:
-        """Return what workers are to be like, as a blob: the same one while nothing changes."""
+    def begin(self) -> tuple[int, bool, bytes, _Buffers]:
+        """Begin a submission. Return what workers are to be like, as a blob: the same one while nothing changes."""
+        self._owners = _Owners()
+        self._copies = _ContiguousCopies()
         settings = self._make_settings()
         if self._settings is None or self._settings.value != settings:
             self._settings = Blob(settings)
         return _shipped(self._settings)
 
     def function(self, function: Any) -> tuple[int, bool, bytes, _Buffers]:
-        """Pickle a function, as a blob."""
+        """Pickle a function, as a blob, which later submissions use, too, if theirs would be the same for sure."""
         try:
-            return _shipped(Blob(function))
+            data, buffers, _ = _dump(function, MIN_OUT_OF_BAND_BYTES)
         except Exception as error:
             raise _explained({"function": function}, error) from error
+        kept = data.endswith(_ENDS_AS_NAME) or isinstance(function, Constant)
+        return next(_blob_ids), kept, data, [(buffer, False) for buffer in buffers]
 
-    def arguments(self, value: Any) -> tuple[bytes, _Buffers]:
-        """Pickle ``(args, kwargs)``, or some other value.
+    def arguments(self, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[bytes, _Buffers]:
+        """Pickle ``(args, kwargs)``.
 
         Returns
         -------
         pickle : bytes
         buffers : list of (memoryview, bool)
-            Each with whether it belongs to an object that was seen before.
+            Each with whether it belongs to an object that was seen before in this submission.
         """
         try:
-            data, buffers, _ = _dump(value, MIN_OUT_OF_BAND_BYTES, self._copies)
+            data, buffers, _ = _dump(call, MIN_OUT_OF_BAND_BYTES, self._copies)
         except Exception as error:
-            is_call = type(value) is tuple and len(value) == 2 and type(value[0]) is tuple
-            named = {"args": value[0], "kwargs": value[1]} if is_call else {"value": value}
-            raise _explained(named, error) from error
+            raise _explained({"args": call[0], "kwargs": call[1]}, error) from error
         return data, [(buffer, self._owners.knows(buffer.obj)) for buffer in buffers]
+
+    def value(self, value: Any) -> tuple[bytes, _Buffers]:
+        """Pickle a value that goes by itself; the result is as that of `arguments`."""
+        try:
+            data, buffers, _ = _dump(value, MIN_OUT_OF_BAND_BYTES, _ContiguousCopies())
+        except Exception as error:
+            raise _explained({"value": value}, error) from error
+        return data, [(buffer, False) for buffer in buffers]
 
 
 def _explained(named: dict[str, Any], error: Exception) -> BaseException:

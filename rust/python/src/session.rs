@@ -27,7 +27,7 @@ use crate::memory::Memory;
 use crate::node::{Job, LocalCall, Made, Node};
 use crate::pools::{self, pools, PATIENCE};
 use crate::scan::{self, Input, Place};
-use crate::shipment::Shipping;
+use crate::shipment::{Functions, Shipping};
 use crate::work::Work;
 use crate::worker::{granted_tuple, GrantedTuple};
 
@@ -166,6 +166,7 @@ struct Submission<'py> {
     first: u64,
     context: Option<Bound<'py, PyAny>>,
     names: HashMap<usize, Arc<str>>,
+    functions: Functions,
 }
 
 /// What a task was found to take: tasks of its own submission, by their places, and others.
@@ -205,7 +206,7 @@ impl Submission<'_> {
 
     /// Handles among the arguments become inputs. In the pickle, those have the numbers of their tasks.
     fn shipment<'py>(
-        &self,
+        &mut self,
         shipping: &Shipping,
         function: &Bound<'py, PyAny>,
         task: &Bound<'py, PyTuple>,
@@ -226,7 +227,8 @@ impl Submission<'_> {
                 arguments = filled.cast_into()?;
             }
         }
-        Ok(Job::Elsewhere(Arc::new(shipping.ship(py, function, arguments, !needs.complex)?)))
+        let shipment = shipping.ship(py, function, &mut self.functions, arguments, !needs.complex)?;
+        Ok(Job::Elsewhere(Arc::new(shipment)))
     }
 
     fn needs(&self, tasks: usize, task: &Bound<'_, PyTuple>) -> PyResult<Needs> {
@@ -349,10 +351,15 @@ impl Session {
         self.inner.check_open()?;
         let count = tasks.len();
         let first = self.inner.reserve(count as u64).0;
-        let mut submission =
-            Submission { session: self.inner.clone(), first, context: current_context(py)?, names: HashMap::new() };
+        let mut submission = Submission {
+            session: self.inner.clone(),
+            first,
+            context: current_context(py)?,
+            names: HashMap::new(),
+            functions: Functions::default(),
+        };
         if let Engine::Processes(_, shipping) = &self.inner.engine {
-            shipping.settings(py)?;
+            shipping.begin(py)?;
         }
         let numbering = Numbering::from(first);
         let mut nodes = Vec::with_capacity(count);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustdask_core::message::Access;
 use rustdask_core::{BlobId, CallId, SegmentId, TaskId};
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
@@ -17,6 +17,20 @@ use crate::transport::{pickle_dumps, DumpedBlob, OutOfBand, Packing};
 
 /// So many functions of a session are known by their object; beyond, all are pickled anew.
 const MAX_FUNCTIONS: usize = 1024;
+
+/// Functions that have been pickled. By address; the object is kept, so that nothing else can have that.
+#[derive(Default)]
+pub(crate) struct Functions(HashMap<usize, (Py<PyAny>, Arc<HeldBlob>)>);
+
+impl Functions {
+    fn find(&self, function: &Bound<'_, PyAny>) -> Option<Arc<HeldBlob>> {
+        self.0.get(&(function.as_ptr() as usize)).map(|(_, blob)| blob.clone())
+    }
+
+    fn insert(&mut self, function: &Bound<'_, PyAny>, blob: Arc<HeldBlob>) {
+        self.0.insert(function.as_ptr() as usize, (function.clone().unbind(), blob));
+    }
+}
 
 /// A task, ready for any worker. What is held for it is let go of with it.
 pub(crate) struct Shipment {
@@ -91,8 +105,8 @@ pub(crate) struct Shipping {
 
 #[derive(Default)]
 struct Known {
-    /// By address; the object is kept, so that nothing else can have that.
-    functions: HashMap<usize, (Py<PyAny>, Arc<HeldBlob>)>,
+    /// Those that come out the same each time.
+    functions: Functions,
     settings: Option<Arc<HeldBlob>>,
 }
 
@@ -108,8 +122,8 @@ impl Shipping {
     }
 
     /// Before a submission: what workers are to be like for it.
-    pub(crate) fn settings(&self, py: Python<'_>) -> PyResult<()> {
-        let dumped: DumpedBlob<'_> = self.serializer.bind(py).call_method0(intern!(py, "settings"))?.extract()?;
+    pub(crate) fn begin(&self, py: Python<'_>) -> PyResult<()> {
+        let dumped: DumpedBlob<'_> = self.serializer.bind(py).call_method0(intern!(py, "begin"))?.extract()?;
         let mut known = self.lock();
         if known.settings.as_ref().is_some_and(|settings| settings.blob.id.0 == dumped.0) {
             return Ok(());
@@ -123,19 +137,20 @@ impl Shipping {
         Ok(())
     }
 
-    /// `plain`: its arguments are of types that pickle needs no help with.
+    /// `functions`: of this submission. `plain`: its arguments are of types that pickle needs no help with.
     pub(crate) fn ship<'py>(
         &self,
         py: Python<'py>,
         function: &Bound<'py, PyAny>,
+        functions: &mut Functions,
         arguments: Bound<'py, PyTuple>,
         plain: bool,
     ) -> PyResult<Shipment> {
-        let function = self.function(py, function)?;
+        let function = self.function(py, function, functions)?;
         let settings = self.lock().settings.clone().expect("made before a submission");
         let (pickle, buffers) = match plain {
             true => (pickle_dumps(py)?.call1((arguments, 5))?.cast_into()?, Vec::new()),
-            false => self.dumped(&arguments)?,
+            false => self.dumped(intern!(py, "arguments"), &arguments)?,
         };
         let (contents, held) = self.pack(py, &pickle, &buffers)?;
         let blobs = [settings, function];
@@ -150,23 +165,34 @@ impl Shipping {
 
     /// A value of this process, as workers get it. Also what is held for it.
     pub(crate) fn place(&self, py: Python<'_>, task: TaskId, value: &Bound<'_, PyAny>) -> PyResult<Stored> {
-        let (pickle, buffers) = self.dumped(value)?;
+        let (pickle, buffers) = self.dumped(intern!(py, "value"), value)?;
         let (contents, held) = self.pack(py, &pickle, &buffers)?;
         held.keep();
         Ok(Stored::Placed { contents, held: Box::new(HeldValue { task, held }) })
     }
 
-    fn function<'py>(&self, py: Python<'py>, function: &Bound<'py, PyAny>) -> PyResult<Arc<HeldBlob>> {
-        let key = function.as_ptr() as usize;
-        if let Some((_, blob)) = self.lock().functions.get(&key) {
-            return Ok(blob.clone());
+    /// Pickled once for each submission, as it is then; once for all where that cannot change.
+    fn function<'py>(
+        &self,
+        py: Python<'py>,
+        function: &Bound<'py, PyAny>,
+        functions: &mut Functions,
+    ) -> PyResult<Arc<HeldBlob>> {
+        if let Some(blob) = functions.find(function).or_else(|| self.lock().functions.find(function)) {
+            return Ok(blob);
         }
         let dumped = self.serializer.bind(py).call_method1(intern!(py, "function"), (function,))?;
-        let blob = Arc::new(self.blob(py, dumped.extract()?)?);
+        let dumped: DumpedBlob<'_> = dumped.extract()?;
+        let is_constant = dumped.1;
+        let blob = Arc::new(self.blob(py, dumped)?);
+        if !is_constant {
+            functions.insert(function, blob.clone());
+            return Ok(blob);
+        }
         let mut known = self.lock();
-        let full = known.functions.len() >= MAX_FUNCTIONS;
-        let before = if full { std::mem::take(&mut known.functions) } else { HashMap::new() };
-        known.functions.insert(key, (function.clone().unbind(), blob.clone()));
+        let full = known.functions.0.len() >= MAX_FUNCTIONS;
+        let before = if full { std::mem::take(&mut known.functions) } else { Functions::default() };
+        known.functions.insert(function, blob.clone());
         drop(known);
         drop(before);
         Ok(blob)
@@ -179,9 +205,12 @@ impl Shipping {
     }
 
     /// A value, pickled, and the buffers beside that.
-    fn dumped<'py>(&self, value: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyBytes>, Vec<OutOfBand<'py>>)> {
-        let py = value.py();
-        self.serializer.bind(py).call_method1(intern!(py, "arguments"), (value,))?.extract()
+    fn dumped<'py>(
+        &self,
+        method: &Bound<'py, PyString>,
+        value: &Bound<'py, PyAny>,
+    ) -> PyResult<(Bound<'py, PyBytes>, Vec<OutOfBand<'py>>)> {
+        self.serializer.bind(value.py()).call_method1(method, (value,))?.extract()
     }
 
     fn pack<'py>(
