@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import gc
 import io
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 
 import cloudpickle
 import pytest
+import tasks
+import tblib.pickling_support
 
 from rustdask import _tracebacks
 from rustdask._errors import (
@@ -205,6 +208,39 @@ def test_fields_of_builtin_classes():
     assert travel(SystemExit(3)).code == 3
     assert travel(StopIteration(7)).value == 7
     assert travel(caught(compile, "1 +", "f", "eval")).lineno == 1
+
+
+@pytest.fixture
+def foreign_reducers():
+    """As `distributed` has tblib put them in place for all exceptions."""
+    before = dict(copyreg.dispatch_table)
+    tblib.pickling_support.install()
+    yield
+    copyreg.dispatch_table.clear()
+    copyreg.dispatch_table.update(before)
+
+
+@pytest.mark.usefixtures("foreign_reducers")
+def test_fields_arrive_whatever_reducers_are_installed():
+    test_fields_of_builtin_classes()
+    assert travel(caught(lambda: no_such_name)).name == "no_such_name"  # noqa: F821
+    test_attributes_and_notes()
+    test_a_second_hop_keeps_one_text()
+
+
+@pytest.mark.usefixtures("foreign_reducers")
+def test_causes_travel_once_whatever_reducers_are_installed():
+    error = chain = ValueError("z" * 1000)
+    for _ in range(50):
+        chain.__cause__ = chain = ValueError("z" * 1000)
+    assert len(pack_exception(error, cloudpickle.dumps)) < 50 * 3000
+
+
+def test_a_reducer_of_an_exception_that_does_not_pickle_itself(monkeypatch):
+    monkeypatch.setitem(copyreg.dispatch_table, tasks.HoldsLock, lambda exc: (tasks.HoldsLock, exc.args))
+    again = travel(tasks.HoldsLock("m"))
+    assert type(again) is tasks.HoldsLock
+    assert (str(again), hasattr(again, "lock"), hasattr(again, "__notes__")) == ("m", True, False)
 
 
 def test_a_class_that_reduces_itself():

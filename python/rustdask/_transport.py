@@ -9,7 +9,10 @@ Assumes that the parent may load what its own workers pickled.
 
 from __future__ import annotations
 
+import copyreg
+import functools
 import pickle
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
@@ -201,9 +204,10 @@ def _pack_node(exc: BaseException, position: dict[int, int], dumps: Dumps) -> _N
 def _pack_body(node: _Node, exc: BaseException, dumps: Dumps) -> None:
     """Fill in the best body that survives a round trip."""
     if not isinstance(exc, BaseExceptionGroup) and not _slots(exc):
-        node["body"] = _dumped(exc, dumps, lambda loaded: _alike(loaded, exc))
-        if node["body"] is not None:
-            return
+        for whole in (_AsItself(exc), exc) if type(exc) in copyreg.dispatch_table else (exc,):
+            node["body"] = _dumped(whole, dumps, lambda loaded: _alike(loaded, exc))
+            if node["body"] is not None:
+                return
     node["in_parts"] = True
     cls, args, state = _parts(exc)
     node["body"] = _dumped((cls, args, state), dumps, _loads_in_parts)
@@ -212,6 +216,16 @@ def _pack_body(node: _Node, exc: BaseException, dumps: Dumps) -> None:
         kept = {name: state[name] for name in state if name not in node["left_out"]}
         sent = tuple(_sendable(arg, dumps) for arg in args)
         node["body"] = _dumped((cls, sent, kept), dumps, _loads_in_parts)
+
+
+class _AsItself:
+    """Pickles as the exception says itself, and not as somebody, such as tblib, has told `copyreg` to."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self._exc = exc
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._exc.__reduce_ex__(protocol)
 
 
 def _dumped(value: object, dumps: Dumps, arrived: Callable[[Any], bool]) -> bytes | None:
@@ -237,16 +251,19 @@ def _sendable(arg: object, dumps: Dumps) -> object:
 
 
 def _alike(loaded: BaseException, exc: BaseException) -> bool:
-    """Tell whether the default pickling has kept type, arguments and message.
+    """Tell whether pickling has kept type, arguments, message, and fields of the builtin class.
 
     An ``__init__`` that rewrites its arguments loads without an error, and wrongly.
     """
+    kept, fields = _fields(loaded), _fields(exc)
     return (
         type(loaded).__qualname__ == type(exc).__qualname__
         and type(loaded).__module__ == type(exc).__module__
         and len(loaded.args) == len(exc.args)
         and all(map(_same_argument, loaded.args, exc.args))
         and str(loaded) == str(exc)
+        and kept.keys() == fields.keys()
+        and all(_same_argument(kept[name], fields[name]) for name in fields)
     )
 
 
@@ -269,7 +286,34 @@ def _parts(exc: BaseException) -> tuple[type[BaseException], tuple[Any, ...], di
         return type(exc), (exc.message,), {**exc.__dict__, **_slots(exc)}
     reduced = _builtin_base(type(exc)).__reduce__(exc)
     state = reduced[2] if len(reduced) > 2 and isinstance(reduced[2], dict) else {}
-    return type(exc), tuple(reduced[1]), {**state, **_slots(exc)}
+    return type(exc), tuple(reduced[1]), {**state, **_fields(exc), **_slots(exc)}
+
+
+def _fields(exc: BaseException) -> dict[str, Any]:
+    """What the builtin class of an exception keeps outside of its ``__dict__``, such as the code of a `SystemExit`."""
+    fields = {}
+    for name, field in _builtin_fields(_builtin_base(type(exc))):
+        try:
+            value = field.__get__(exc)
+        except AttributeError:
+            # Some are there only once they have a value.
+            continue
+        if value is not None:
+            fields[name] = value
+    return fields
+
+
+@functools.cache
+def _builtin_fields(base: type[BaseException]) -> list[tuple[str, Any]]:
+    # An exception does not bring the object that it tells of.
+    left_out = {*vars(BaseException), "obj"}
+    return [
+        (name, field)
+        for cls in base.__mro__
+        if issubclass(cls, BaseException)
+        for name, field in vars(cls).items()
+        if isinstance(field, (types.MemberDescriptorType, types.GetSetDescriptorType)) and name not in left_out
+    ]
 
 
 def _slots(exc: BaseException) -> dict[str, Any]:
