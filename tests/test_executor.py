@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import concurrent.futures.process
+import concurrent.futures.thread
+import contextvars
 import gc
 import signal
 import threading
@@ -20,6 +22,9 @@ from rustdask import Executor, UnpicklableError, WorkerCrashed, _executor_pools,
 
 pytestmark = helpers.own
 
+
+BROKEN = {False: concurrent.futures.thread.BrokenThreadPool, True: concurrent.futures.process.BrokenProcessPool}
+"""What the standard library's executors raise once they are broken, in threads and in processes."""
 
 both_kinds = pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
 
@@ -91,9 +96,9 @@ def test_initializers(path, processes):
         assert list(executor.map(tasks.square, range(10))) == [i * i for i in range(10)]
         assert 1 <= len(tasks.lines_of(path())) <= 2
     with Executor(2, processes=processes, initializer=tasks.fail) as executor:
-        with pytest.raises(concurrent.futures.BrokenExecutor):
+        with pytest.raises(BROKEN[processes]):
             executor.submit(tasks.square, 1).result(PATIENCE_S)
-        with pytest.raises(concurrent.futures.BrokenExecutor):
+        with pytest.raises(BROKEN[processes]):
             executor.submit(tasks.square, 1)
 
 
@@ -116,7 +121,7 @@ def test_a_task_that_ends_its_workers_fails_alone():
         others = [executor.submit(tasks.square, i) for i in range(20)]
         with pytest.raises(WorkerCrashed) as caught:
             executor.submit(tasks.die).result(PATIENCE_S)
-        assert isinstance(caught.value, concurrent.futures.BrokenExecutor)
+        assert isinstance(caught.value, concurrent.futures.process.BrokenProcessPool)
         assert caught.value.signal == signal.SIGKILL
         assert [future.result(PATIENCE_S) for future in others] == [i * i for i in range(20)]
 
@@ -319,12 +324,12 @@ def test_a_worker_that_takes_the_place_of_another_is_initialized(path):
 def test_a_failed_initializer_is_logged_and_fails_what_waits(processes, caplog):
     with Executor(1, processes=processes, initializer=tasks.fail, initargs=("badly",)) as executor:
         futures = [executor.submit(tasks.nothing)]
-        with pytest.raises(concurrent.futures.BrokenExecutor):
+        with pytest.raises(BROKEN[processes]):
             while len(futures) < 10_000:
                 futures.append(executor.submit(tasks.nothing))
             futures[0].result(PATIENCE_S)
         errors = {type(future.exception(PATIENCE_S)) for future in futures}
-        assert errors == {concurrent.futures.BrokenExecutor}
+        assert errors == {BROKEN[processes]}
     assert [record.levelname for record in caplog.records] == ["CRITICAL"]
     assert "badly" in caplog.text
 
@@ -338,9 +343,9 @@ def test_what_is_left_when_rustdask_shuts_down_fails(processes, path):
     # A thread is let to its end.
     threading.Timer(0.05, tasks.note, [path("go")]).start()
     rustdask.shutdown()
-    assert {type(future.exception(PATIENCE_S)) for future in waiting} == {concurrent.futures.BrokenExecutor}
+    assert {type(future.exception(PATIENCE_S)) for future in waiting} == {BROKEN[processes]}
     assert running.done() or running.result(PATIENCE_S) == 5
-    with pytest.raises(concurrent.futures.BrokenExecutor):
+    with pytest.raises(BROKEN[processes]):
         executor.submit(tasks.nothing)
     within(PATIENCE_S, executor.shutdown)
 
@@ -380,6 +385,24 @@ def test_tasks_submit_to_the_same_pool():
 
     with Executor(1, processes=False) as executor:
         assert list(executor.map(outer, range(6))) == [i * i for i in range(6)]
+
+
+def test_threads_run_at_once_and_take_what_waits(gauge):
+    with Executor(3, processes=False) as executor:
+        list(executor.map(tasks.busy_inside, [gauge] * 6, [3] * 6))
+        assert gauge.peak == 3
+        # Nobody serves the queue any more, and then somebody has to again.
+        assert list(executor.map(tasks.square, range(100))) == [i * i for i in range(100)]
+
+
+def test_contexts_reach_calls_in_threads():
+    variable = contextvars.ContextVar("variable", default=0)
+    with Executor(1, processes=False) as executor:
+        futures = []
+        for value in range(5):
+            variable.set(value)
+            futures.append(executor.submit(variable.get))
+        assert [future.result(PATIENCE_S) for future in futures] == list(range(5))
 
 
 def test_a_forked_process_has_nothing_to_do_with_it():

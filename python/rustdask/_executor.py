@@ -30,8 +30,8 @@ _MOST_THREADS = 32
 class Executor(_Executor):
     """Runs calls in worker processes or threads, as the executors of `concurrent.futures` do.
 
-    A task that ends its worker process fails alone, with `WorkerCrashed`, which is a
-    `concurrent.futures.BrokenExecutor`. The executor goes on.
+    A task that ends its worker process fails alone, with a `WorkerCrashed` that is also a
+    `concurrent.futures.process.BrokenProcessPool`. The executor goes on.
 
     Parameters
     ----------
@@ -75,7 +75,8 @@ class Executor(_Executor):
             Client, self._max_workers, processes=processes, memory_limit=memory_limit, set_as_default=False
         )
         prepare = None if initializer is None else functools.partial(initializer, *initargs)
-        self._pool: Pool = ProcessPool(client, prepare, self._max_workers) if processes else ThreadPool(client, prepare)
+        kind = ProcessPool if processes else ThreadPool
+        self._pool: Pool = kind(client, prepare, self._max_workers)
         weakref.finalize(self, self._pool.let_go).atexit = False
 
     @property

@@ -1,4 +1,4 @@
-"""What executors run on: calls become tasks of the engine, which end the standard library's futures.
+"""What executors run on: calls wait in a queue for the engine to make them, and end the standard library's futures.
 
 Guarantees: each future ends, whatever happens to workers, pool or interpreter. One that could be cancelled is never
 run. A pool ends when its executor is shut down or gone, or the interpreter ends, and not before its tasks have; a
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import collections
+import contextvars
 import itertools
 import os
 import queue
@@ -19,12 +20,16 @@ import time
 import types
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 
 from rustdask import _core
 from rustdask._client import Client
+from rustdask._exceptions import WorkerCrashed
 from rustdask._executor_worker import InitializerFailed, PreparedCaller, call
 from rustdask._future import Future as EngineFuture
+from rustdask._items import function_name
 
 __all__ = ["Call", "Pool", "ProcessPool", "ThreadPool"]
 
@@ -34,7 +39,7 @@ _SHUT_DOWN = "rustdask was shut down before this executor's tasks had ended"
 _INITIALIZER_FAILED = "an initializer has failed, so this executor cannot be used any more"
 
 # How long the first task may take to begin while its caller waits.
-_BEGIN_SECONDS = 0.05
+_BEGIN_SECONDS = 1.0
 
 # So much work, in seconds and in tasks, lies ready for worker processes. It cannot be cancelled any more.
 _AHEAD_SECONDS = 0.01
@@ -55,21 +60,20 @@ class Pool:
     ----------
     make_client : callable
         Makes a client, for the first task.
+    broken_error : type
+        What is raised once the pool is broken.
     """
 
-    def __init__(self, make_client: Callable[[], Client]) -> None:
+    def __init__(self, make_client: Callable[[], Client], broken_error: type[BrokenExecutor]) -> None:
         self.broken: str | None = None
         self.closing = False
         self._make_client = make_client
+        self._broken_error = broken_error
         self._client: Client | None = None
         self._owner: int | None = None
-        self._serial = itertools.count()
-        # Of tasks that have not begun. Who takes one out of here decides how it ends.
-        self._waiting: dict[int, Future[Any]] = {}
-        self._unended = 0
-        # Told when no task is left.
-        self._idle = threading.Condition(threading.RLock())
-        self._end = threading.Lock()
+        # Tasks that have not begun. Who takes one out of here decides how it ends.
+        self._queue: collections.deque[_Item] = collections.deque()
+        self._lock = threading.RLock()
 
     # For the executor
 
@@ -79,14 +83,14 @@ class Pool:
             return []
         if not self._is_ours():
             raise RuntimeError("this executor belongs to the process that this one was forked from; make one here")
-        with self._idle:
+        items = [_Item(call) for call in calls]
+        futures = [item.future for item in items]
+        with self._lock:
             self._check_open()
             client = self._client or self._start()
-            items = [_Item(next(self._serial), call) for call in calls]
-            self._unended += len(items)
-            self._waiting.update((item.serial, item.future) for item in items)
-        futures = [item.future for item in items]
-        self._hand_over(client, items)
+            self._queue.extend(items)
+        del items
+        self._hand_over(client)
         return futures
 
     def shutdown(self, wait: bool, cancel: bool) -> None:
@@ -96,11 +100,11 @@ class Pool:
         client = self._client
         if wait and client is not None and client._session == _core.current_session():
             raise RuntimeError("a task cannot wait for the end of its own executor: give shutdown wait=False")
-        with self._idle:
+        with self._lock:
             self.closing = True
         if cancel:
-            for future in list(self._waiting.values()):
-                future.cancel()
+            for item in self._queue.copy():
+                item.future.cancel()
         if wait:
             self.end()
         else:
@@ -112,13 +116,7 @@ class Pool:
 
     def end(self) -> None:
         """Wait for the tasks, then end the workers."""
-        # Who comes second waits, too: the interpreter must not end while the first is at it.
-        with self._end:
-            with self._idle:
-                while self._unended:
-                    self._idle.wait()
-            if self._client is not None:
-                self._close(self._client)
+        raise NotImplementedError
 
     def _close(self, client: Client) -> None:
         self._client = None
@@ -131,7 +129,7 @@ class Pool:
 
     def _check_open(self) -> None:
         if self.broken:
-            raise BrokenExecutor(self.broken)
+            raise self._broken_error(self.broken)
         if self.closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if _exiting:
@@ -146,32 +144,22 @@ class Pool:
 
     # For its tasks
 
-    def _hand_over(self, client: Client, items: list[_Item]) -> None:
+    def _hand_over(self, client: Client) -> None:
+        """See to it that the tasks of the queue are run."""
         raise NotImplementedError
-
-    def _begin(self, item: _Item) -> bool:
-        """Take a task on. False if it was cancelled, or somebody else has ended it."""
-        if self._waiting.pop(item.serial, None) is None:
-            return False
-        if item.future.set_running_or_notify_cancel():
-            return True
-        self._count_ended(1)
-        return False
-
-    def _give_up(self, serial: int, why: str) -> None:
-        """Fail a task that has not begun."""
-        future = self._waiting.pop(serial, None)
-        if future is not None:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(BrokenExecutor(why))
-            self._count_ended(1)
 
     def _break(self, why: str) -> None:
         """Fail all tasks that have not begun, and those to come."""
-        with self._idle:
-            self.broken = why
-        for serial in list(self._waiting):
-            self._give_up(serial, why)
+        with self._lock:
+            self.broken = self.broken or why
+        while self._queue:
+            try:
+                future = self._queue.popleft().future
+            except IndexError:
+                # Somebody else has taken the last one.
+                return
+            if future.set_running_or_notify_cancel():
+                future.set_exception(self._broken_error(self.broken))
 
     def _initializer_failed(self, error: BaseException) -> None:
         from concurrent.futures._base import LOGGER
@@ -180,42 +168,43 @@ class Pool:
             LOGGER.critical("Exception in initializer:", exc_info=error)
             self._break(_INITIALIZER_FAILED)
 
-    def _count_ended(self, count: int) -> None:
-        with self._idle:
-            self._unended -= count
-            if not self._unended:
-                self._idle.notify_all()
-
 
 class _Item:
-    """A call. `serial`: its number in its pool."""
+    """A call."""
 
-    __slots__ = ("args", "function", "future", "kwargs", "serial")
+    __slots__ = ("args", "context", "function", "future", "kwargs")
 
-    def __init__(self, serial: int, call: Call) -> None:
-        self.serial = serial
+    def __init__(self, call: Call) -> None:
         self.future: Future[Any] = Future()
         self.function, self.args, self.kwargs = call
+        self.context = contextvars.copy_context()
 
 
 # In threads
 
 
 class ThreadPool(Pool):
-    """Its tasks end their futures themselves, and are cancelled up to the moment when they begin.
+    """What the engine runs are servers of the queue: as many as there are threads, while there are tasks.
 
     Parameters
     ----------
     make_client : callable
     prepare : callable, optional
         Called in each thread before its first task.
+    threads : int
+        How many there are.
     """
 
-    def __init__(self, make_client: Callable[[], Client], prepare: Callable[[], object] | None) -> None:
-        super().__init__(make_client)
+    def __init__(self, make_client: Callable[[], Client], prepare: Callable[[], object] | None, threads: int) -> None:
+        super().__init__(make_client, BrokenThreadPool)
         self._prepare = prepare
         self._here = threading.local()
-        self._is_new = True
+        # Threads that serve nothing.
+        self._free = self._threads = threads
+        # Told when all are free.
+        self._idle = threading.Condition(self._lock)
+        self._end = threading.Lock()
+        self._is_new = prepare is None
         self._has_begun = threading.Event()
 
     def let_go(self) -> None:
@@ -228,38 +217,75 @@ class ThreadPool(Pool):
             # The interpreter is ending, and has waited for the tasks already.
             return
 
-    def run(self, item: _Item) -> None:
-        """Run a task in the thread that calls this."""
-        if not self._has_begun.is_set():
-            self._has_begun.set()
+    def end(self) -> None:
+        # Who comes second waits, too: the interpreter must not end while the first is at it.
+        with self._end:
+            with self._idle:
+                while self._free < self._threads:
+                    self._idle.wait()
+            if self._client is not None:
+                self._close(self._client)
+
+    def serve(self, client: Client) -> None:
+        """Run tasks in the thread that calls this, until there are none."""
         self._make_ready()
-        if self.broken:
-            self._give_up(item.serial, self.broken)
-        elif self._begin(item):
-            _call(item)
-            self._count_ended(1)
-        # An error of the task refers to this frame.
-        del item
+        session = client._session
+        while not self._is_served():
+            if session.closed:
+                self._break(_SHUT_DOWN)
+                continue
+            try:
+                item = self._queue.popleft()
+            except IndexError:
+                continue
+            runs = item.future.set_running_or_notify_cancel()
+            if self._is_new:
+                self._is_new = False
+                self._has_begun.set()
+            if runs:
+                _run(item)
+            # An error of the task refers to this frame.
+            del item
 
-    def drop(self, item: _Item) -> None:
-        """Fail a task that the engine has let go of."""
-        self.broken = self.broken or _SHUT_DOWN
-        self._give_up(item.serial, self.broken)
+    def dropped(self) -> None:
+        """The engine has let go of a server."""
+        self._break(_SHUT_DOWN)
+        self._has_begun.set()
+        self._is_served()
 
-    def _hand_over(self, client: Client, items: list[_Item]) -> None:
-        tasks = [(_ThreadTask(self, item), (), None) for item in items]
+    def _is_served(self) -> bool:
+        """Whether the queue is empty; then the thread that asks is free."""
+        if self._queue:
+            return False
+        with self._idle:
+            if self._queue:
+                return False
+            self._free += 1
+            if self._free == self._threads:
+                self._idle.notify_all()
+            return True
+
+    def _hand_over(self, client: Client) -> None:
+        if not self._free:
+            return
+        with self._lock:
+            servers = min(self._free, len(self._queue))
+            self._free -= servers
+        if not servers:
+            return
+        tasks = [(_Server(self, client), (), None) for _ in range(servers)]
         try:
             handles = client._session.submit(_core.Handle, tasks)
         except RuntimeError as error:
-            # The tasks are dropped, which fails their futures, too.
-            raise BrokenExecutor(f"{_SHUT_DOWN}: {error}") from error
+            # The servers are dropped, which fails the futures, too.
+            raise BrokenThreadPool(f"{_SHUT_DOWN}: {error}") from error
         for handle in handles:
             handle.keep()
         if self._is_new:
             # As with a thread of the standard library, which has begun once it is started: the first task is not kept
             # waiting, and cancelled, by a caller that goes on without a pause.
-            self._is_new = False
             self._has_begun.wait(_BEGIN_SECONDS)
+            self._is_new = False
 
     def _make_ready(self) -> None:
         if self._prepare is None or hasattr(self._here, "is_ready"):
@@ -271,9 +297,9 @@ class ThreadPool(Pool):
             self._initializer_failed(error)
 
 
-def _call(item: _Item) -> None:
+def _run(item: _Item) -> None:
     try:
-        result = item.function(*item.args, **item.kwargs)
+        result = item.context.run(item.function, *item.args, **item.kwargs)
     except BaseException as error:
         item.future.set_exception(error)
         del item
@@ -281,27 +307,23 @@ def _call(item: _Item) -> None:
         item.future.set_result(result)
 
 
-class _ThreadTask:
+class _Server:
     """What the engine runs. It lets go of it after that, or instead."""
 
-    __slots__ = ("_item", "_pool")
+    __slots__ = ("_client", "_pool")
 
-    def __init__(self, pool: ThreadPool, item: _Item) -> None:
-        self._pool = pool
-        self._item: _Item | None = item
+    def __init__(self, pool: ThreadPool, client: Client) -> None:
+        self._pool: ThreadPool | None = pool
+        self._client = client
 
     def __call__(self) -> None:
-        if self._item is not None:
-            self._pool.run(self._taken())
-
-    def _taken(self) -> _Item:
-        item, self._item = self._item, None
-        assert item is not None
-        return item
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.serve(self._client)
 
     def __del__(self) -> None:
-        if self._item is not None:
-            self._pool.drop(self._item)
+        if self._pool is not None:
+            self._pool.dropped()
 
 
 # In worker processes
@@ -320,10 +342,10 @@ class ProcessPool(Pool):
     """
 
     def __init__(self, make_client: Callable[[], Client], prepare: Callable[[], object] | None, workers: int) -> None:
-        super().__init__(make_client)
+        super().__init__(make_client, BrokenProcessPool)
         self._caller = None if prepare is None else PreparedCaller(prepare)
         self._pace = _Pace(workers + 1)
-        self._queue: collections.deque[_Item] = collections.deque()
+        self._serial = itertools.count()
         # Handed over and not ended; those of them that are watched.
         self._there = 0
         self._watched = 0
@@ -347,17 +369,13 @@ class ProcessPool(Pool):
         self._thread.start()
         return client
 
-    def _hand_over(self, client: Client, items: list[_Item]) -> None:
-        self._queue.extend(items)
-        self._refill(client)
-
-    def _refill(self, client: Client) -> None:
+    def _hand_over(self, client: Client) -> None:
         """Hand over as many tasks as there is room for."""
-        with self._idle:
+        with self._lock:
             items = []
             while self._queue and self._there < self._pace.ahead:
                 item = self._queue.popleft()
-                if self._begin(item):
+                if item.future.set_running_or_notify_cancel():
                     self._there += 1
                     items.append(item)
         if items and not self._send(client, items):
@@ -368,20 +386,21 @@ class ProcessPool(Pool):
     def _send(self, client: Client, items: list[_Item]) -> bool:
         """False if one of several tasks cannot be sent. A single one fails."""
         tasks = [self._task(item) for item in items]
-        keys = [f"{_name_of(item.function)}-{item.serial}" for item in items]
+        keys = [f"{function_name(item.function)}-{next(self._serial)}" for item in items]
         try:
             tickets = client._session.submit(_Ticket, tasks, keys=keys)
         except BaseException as error:
             if len(items) > 1:
                 return False
-            with self._idle:
-                self._there -= 1
             self._fail(items[0].future, error, is_lost=client.closed)
-            self._count_ended(1)
+            with self._lock:
+                self._there -= 1
+            # It may have been the last.
+            self._wake.put(None)
             return True
         for ticket, item in zip(tickets, items, strict=True):
             ticket.ends = item.future
-        with self._idle:
+        with self._lock:
             self._watched += len(tickets)
         self._watch.add(tickets)
         self._wake.put(None)
@@ -409,23 +428,22 @@ class ProcessPool(Pool):
     def _has_tasks(self) -> bool:
         """Wait until there is a task to watch. False when there is not going to be one."""
         while True:
-            with self._idle:
+            with self._lock:
                 if self._watched:
                     return True
-                if self.closing and not self._unended:
+                if self.closing and not self._queue and not self._there:
                     return False
             self._wake.get()
 
     def _take(self, client: Client, tickets: list[_Ticket]) -> None:
-        with self._idle:
+        with self._lock:
             self._there -= len(tickets)
             self._watched -= len(tickets)
         self._pace.count(len(tickets))
         # Before the results: callbacks may take their time.
-        self._refill(client)
+        self._hand_over(client)
         for ticket in tickets:
             self._resolve(ticket)
-        self._count_ended(len(tickets))
 
     def _resolve(self, ticket: _Ticket) -> None:
         try:
@@ -442,11 +460,17 @@ class ProcessPool(Pool):
     def _fail(self, future: Future[Any], error: BaseException, is_lost: bool) -> None:
         if isinstance(error, InitializerFailed):
             self._initializer_failed(error.__cause__ or error)
-            error = BrokenExecutor(_INITIALIZER_FAILED)
+            error = BrokenProcessPool(_INITIALIZER_FAILED)
         elif is_lost:
             self._break(_SHUT_DOWN)
-            error = BrokenExecutor(_SHUT_DOWN)
+            error = BrokenProcessPool(_SHUT_DOWN)
+        elif isinstance(error, WorkerCrashed):
+            error = WorkerCrashedAlone(**vars(error))
         future.set_exception(error)
+
+
+class WorkerCrashedAlone(WorkerCrashed, BrokenProcessPool):
+    """The `WorkerCrashed` of executors, for those who expect the standard library's error. The executor goes on."""
 
 
 class _Ticket(EngineFuture):
@@ -495,10 +519,6 @@ def _can_be_shared(function: Any) -> bool:
     if type(function) is types.FunctionType:
         return function.__closure__ is None
     return type(function) is types.BuiltinFunctionType and isinstance(function.__self__, types.ModuleType)
-
-
-def _name_of(function: Any) -> str:
-    return getattr(function, "__name__", None) or type(function).__name__
 
 
 # The end of the interpreter, and forks
