@@ -4,7 +4,7 @@
 #   make test      every test: cargo, pytest, doctests, and the selection of the suites
 #   make check     format, lint, types, then the tests
 #   make bench     the side-by-side benchmarks: benchmarks/results.{json,md,svg}
-#   make suites    joblib's, scikit-learn's and Dask's own tests with rustdask active, whole
+#   make suites    joblib's, scikit-learn's, Dask's and CPython's own tests with rustdask active, whole
 #   make sim       10,000 seeds of the scheduler's simulation
 #   make freethreaded   build, import and test the wheel on CPython without the GIL
 
@@ -12,6 +12,10 @@ PYTHON ?= python3
 VENV ?= .venv
 SIM_SEEDS ?= 10000
 BENCH_FLAGS ?=
+# An interpreter that has CPython's own tests, for those of executors: the first that does.
+HAS_TESTS = $(1) -c 'import test.test_concurrent_futures' 2>/dev/null && echo $(1)
+PYTHON_WITH_TESTS ?= $(firstword $(foreach python,$(PYTHON) python3.14 python3.13 python3.12 python3.11 \
+  $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python),$(shell $(call HAS_TESTS,$(python)))))
 # An interpreter without the GIL, and the tests that concern it.
 PYTHON_FT ?= python3.13t
 FT_TESTS ?= threads or free_threaded
@@ -74,8 +78,9 @@ types: build
 bench: build $(VENV)/.bench
 	$(PY) -m benchmarks $(BENCH_FLAGS)
 
-suites: build $(VENV)-joblib13/.built
-	JOBLIB13_PYTHON=$(CURDIR)/$(VENV)-joblib13/bin/python $(PY) -m pytest tests/suites -m suite
+suites: build $(VENV)-joblib13/.built $(VENV)-cpython/.built
+	JOBLIB13_PYTHON=$(CURDIR)/$(VENV)-joblib13/bin/python CPYTHON_PYTHON=$(CURDIR)/$(VENV)-cpython/bin/python \
+	  $(PY) -m pytest tests/suites -m suite
 
 # The oldest joblib that rustdask supports.
 $(VENV)-joblib13/.built: requirements-joblib13.txt $(VENV)/.built
@@ -83,6 +88,17 @@ $(VENV)-joblib13/.built: requirements-joblib13.txt $(VENV)/.built
 	$(VENV)-joblib13/bin/python $(PIP_INSTALL) -r requirements-joblib13.txt
 	VIRTUAL_ENV=$(CURDIR)/$(VENV)-joblib13 $(VENV)/bin/maturin develop --release --quiet
 	touch $@
+
+# The extension that `build` makes is for any version of Python: only the way to the sources is needed there.
+$(VENV)-cpython/.built: requirements-dev.txt
+	@python="$(PYTHON_WITH_TESTS)"; if [ -z "$$python" ]; then \
+	  echo "No interpreter has CPython's tests, so those of executors are skipped; CONTRIBUTING.md says how to get one."; \
+	else \
+	  $$python -m venv $(VENV)-cpython && \
+	  $(VENV)-cpython/bin/python $(PIP_INSTALL) -c requirements-dev.txt pytest pytest-timeout cloudpickle joblib numpy threadpoolctl && \
+	  echo $(CURDIR)/python > $$($(VENV)-cpython/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rustdask.pth && \
+	  touch $@; \
+	fi
 
 sim:
 	RUSTDASK_SIM_SEEDS=$(SIM_SEEDS) cargo test --release -p rustdask-core --test sim
@@ -105,5 +121,5 @@ $(VENV)-ft/.built: requirements-freethreaded.txt $(RUST_SOURCES) $(shell find py
 	touch $@
 
 clean:
-	rm -rf target dist $(VENV) $(VENV)-joblib13 $(VENV)-ft .pytest_cache .mypy_cache .ruff_cache
+	rm -rf target dist $(VENV) $(VENV)-joblib13 $(VENV)-cpython $(VENV)-ft .pytest_cache .mypy_cache .ruff_cache
 	rm -f python/rustdask/*.so
