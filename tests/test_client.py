@@ -16,7 +16,7 @@ import helpers
 import numpy as np
 import pytest
 import tasks
-from helpers import PATIENCE_S, both_modes, wait_for_lines, wait_until, within
+from helpers import PATIENCE_S, assert_quiet_success, both_modes, run_script, wait_for_lines, wait_until, within
 
 rustdask = pytest.importorskip("rustdask")
 from rustdask import Client, Future, WorkerCrashed, as_completed, fire_and_forget, get_client, wait  # noqa: E402
@@ -707,3 +707,85 @@ def test_scattered_data_stays_until_the_tasks_that_take_it_have_run(client, path
     tasks.note(path("go"))
     assert client.gather(sums) == [array.sum()] * 6
     client.gather(blockers)
+
+
+# The end of the interpreter
+
+
+def test_the_interpreter_ends_while_threads_run_tasks():
+    script = run_script("""
+        import threading, time
+        import rustdask
+
+        def hang(begun):
+            begun.set()
+            while True:
+                time.sleep(0.001)
+
+        client = rustdask.Client(2, processes=False)
+        begun = threading.Event()
+        future = client.submit(hang, begun)
+        begun.wait()
+    """)
+    assert_quiet_success(script)
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize(
+    "what", ["client.submit(abs, 1)", "client.scatter(1)", "client.cancel(future)", "client.submit(abs, 1).result()"]
+)
+def test_the_interpreter_ends_while_a_thread_uses_a_client(what, processes):
+    script = run_script(f"""
+        import threading
+        import rustdask
+
+        def use():
+            try:
+                while True:
+                    {what}
+                    begun.set()
+            except RuntimeError as error:
+                assert "interpreter is ending" in str(error)
+
+        client = rustdask.Client(1, processes={processes})
+        future = client.submit(abs, -1)
+        begun = threading.Event()
+        for _ in range(3):
+            threading.Thread(target=use, daemon=True).start()
+        begun.wait()
+    """)
+    assert_quiet_success(script)
+
+
+def test_the_interpreter_ends_while_a_thread_closes_a_client():
+    script = run_script("""
+        import threading, time
+        import rustdask
+
+        def close():
+            closing.set()
+            client.close()
+
+        client = rustdask.Client(1, processes=False)
+        begun, closing = threading.Event(), threading.Event()
+        future = client.submit(lambda: begun.set() or time.sleep(0.3))
+        begun.wait()
+        threading.Thread(target=close, daemon=True).start()
+        closing.wait()
+    """)
+    assert_quiet_success(script)
+
+
+def test_a_client_that_is_dropped_lets_its_threads_end():
+    begun, dropping, go = threading.Event(), threading.Event(), threading.Event()
+    client = Client(1, processes=False)
+    fire_and_forget(client.submit(lambda: (begun.set(), go.wait())))
+    assert begun.wait(PATIENCE_S)
+    helper = threading.Thread(target=lambda: dropping.wait() and go.set())
+    helper.start()
+    dropping.set()
+    began = time.monotonic()
+    del client
+    # So long it waits for threads that do not end.
+    assert time.monotonic() - began < 0.5
+    helper.join()

@@ -145,6 +145,7 @@ impl Call {
 
     /// Hand over a list of `(function, args, kwargs)`; `token` comes back with the outcome.
     fn submit(&self, items: &Bound<'_, PyList>, token: Py<PyAny>) -> PyResult<()> {
+        let _inside = exit::Inside::enter()?;
         self.0.submit(items, token)
     }
 
@@ -160,6 +161,8 @@ impl Call {
 
     /// Forget the call; what runs in a process is ended.
     fn close(&self, py: Python<'_>) {
+        // The end of the interpreter ends all calls.
+        let Ok(_inside) = exit::Inside::enter() else { return };
         self.0.close(py);
     }
 
@@ -241,11 +244,11 @@ fn shutdown(py: Python<'_>, at_exit: bool) {
         pools::refuse_calls();
         py.detach(|| current.release_callers());
     }
-    let busy = py.detach(|| current.stop());
+    py.detach(|| current.stop());
     // Otherwise, threads that are busy finish what they have begun, and end then.
-    if let (true, Some(threads)) = (at_exit, busy) {
+    if at_exit && !exit::threads_end_within(Duration::ZERO) {
         exit::interrupt_threads(py);
-        if !py.detach(|| threads.close(pools::PATIENCE)) {
+        if !py.detach(|| exit::threads_end_within(pools::PATIENCE)) {
             exit::park_threads();
         }
     }
@@ -254,6 +257,7 @@ fn shutdown(py: Python<'_>, at_exit: bool) {
 /// Workers need this blob no more.
 #[pyfunction]
 fn forget_blob(py: Python<'_>, number: u64) {
+    let Ok(_inside) = exit::Inside::enter() else { return };
     if let Some(pool) = pools().existing_processes() {
         py.detach(|| pool.forget_blobs(&[number], false));
     }

@@ -69,12 +69,12 @@ pub(crate) fn pools() -> &'static Pools {
 
 /// From now on [`check_open`] refuses.
 pub(crate) fn refuse_calls() {
-    EXITING.store(true, Ordering::Release);
+    EXITING.store(true, Ordering::SeqCst);
 }
 
 /// An error when the interpreter is about to end.
 pub(crate) fn check_open() -> PyResult<()> {
-    if EXITING.load(Ordering::Acquire) {
+    if EXITING.load(Ordering::SeqCst) {
         return Err(PyRuntimeError::new_err("rustdask has been shut down, because the interpreter is ending"));
     }
     Ok(())
@@ -85,6 +85,7 @@ pub(crate) fn check_open() -> PyResult<()> {
 pub(crate) fn forget_after_fork() {
     POOLS.store(std::ptr::null_mut(), Ordering::Release);
     EXITING.store(false, Ordering::Release);
+    crate::exit::forget_callers();
 }
 
 impl Pools {
@@ -151,8 +152,9 @@ impl Pools {
     pub(crate) fn release_callers(&self) {
         let calls: Vec<_> = self.calls.lock().expect("no holder panics").iter().filter_map(Weak::upgrade).collect();
         calls.iter().for_each(|call| call.stop());
-        let deadline = Instant::now() + PATIENCE;
-        while crate::output::is_attended() && Instant::now() < deadline {
+        // Who closes a client waits for its threads.
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while (crate::output::is_attended() || crate::exit::has_callers()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -183,16 +185,13 @@ impl Pools {
         });
     }
 
-    /// End everything. The next use makes new pools. Threads that were in the middle of tasks are still there:
-    /// the pool is returned, to wait for them.
-    pub(crate) fn stop(&self) -> Option<Arc<Threads>> {
+    /// End everything. The next use makes new pools. Threads that were in the middle of tasks are still there.
+    pub(crate) fn stop(&self) {
         let old = self as *const Self as *mut Self;
         // Somebody else may have stopped it meanwhile.
         let _ = POOLS.compare_exchange(old, std::ptr::null_mut(), Ordering::AcqRel, Ordering::Acquire);
         let sessions = std::mem::take(&mut *self.sessions.lock().expect("no holder panics"));
-        sessions.iter().filter_map(Weak::upgrade).for_each(|session| {
-            session.close();
-        });
+        sessions.iter().filter_map(Weak::upgrade).for_each(|session| session.close());
         let processes = self.processes.lock().expect("no holder panics").take();
         if let Some(pool) = processes {
             pool.stop();
@@ -203,7 +202,9 @@ impl Pools {
             // A panic there has been printed already.
             let _ = thread.join();
         }
-        threads.filter(|pool| !pool.close(PATIENCE))
+        if let Some(pool) = threads {
+            pool.close(PATIENCE);
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use rustdask_runtime::pool::PoolSpec;
 use rustdask_runtime::processes::GRAPH_DEPTH;
 use rustdask_runtime::template::Launch;
 
+use crate::exit::Inside;
 use crate::handle::{Handle, Seed, Want};
 use crate::memory::Memory;
 use crate::node::{Job, LocalCall, Made, Node};
@@ -117,15 +118,15 @@ impl SessionInner {
         }
     }
 
-    /// End all that was submitted, and the pool. False if tasks were in the middle of something that cannot be ended.
-    pub(crate) fn close(&self) -> bool {
+    /// End all that was submitted, and the pool, but for tasks that are in the middle of something that cannot be ended.
+    pub(crate) fn close(&self) {
         if self.closed.swap(true, Ordering::AcqRel) || self.owner != std::process::id() {
-            return true;
+            return;
         }
         match &self.engine {
             Engine::Threads(pool) => {
                 pool.driver.close_call(self.call);
-                pool.close(PATIENCE)
+                pool.close(PATIENCE);
             }
             Engine::Processes(pool, shipping) => {
                 shipping.memory.close();
@@ -133,7 +134,6 @@ impl SessionInner {
                 pool.stop();
                 // However long the client is kept.
                 pool.shared.store.trim(Duration::ZERO);
-                true
             }
         }
     }
@@ -348,6 +348,7 @@ impl Session {
         workers: Option<Vec<u32>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let py = cls.py();
+        let _inside = Inside::enter()?;
         self.inner.check_open()?;
         let count = tasks.len();
         let first = self.inner.reserve(count as u64).0;
@@ -404,6 +405,7 @@ impl Session {
 
     /// A handle for a value of the submitter's own.
     fn scatter<'py>(&self, cls: &Bound<'py, PyAny>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let _inside = Inside::enter()?;
         self.inner.check_open()?;
         let id = self.inner.reserve(1);
         let name = value.get_type().name()?.to_string().into();
@@ -422,6 +424,7 @@ impl Session {
     /// End tasks, and those that depend on them. `force`: also what runs already, where it can be ended.
     #[pyo3(signature = (handles, *, force=false))]
     fn cancel(&self, py: Python<'_>, handles: Vec<Bound<'_, Handle>>, force: bool) -> PyResult<()> {
+        let _inside = Inside::enter()?;
         let tasks = handles.iter().map(|handle| Ok(handle.get().node()?.id)).collect::<PyResult<Vec<_>>>()?;
         py.detach(|| self.inner.event(Event::TasksCancelled { call: self.inner.call, tasks, force }));
         Ok(())
@@ -470,6 +473,8 @@ impl Session {
 
     /// End all tasks and the pool.
     fn close(&self, py: Python<'_>) {
+        // The end of the interpreter closes all sessions.
+        let Ok(_inside) = Inside::enter() else { return };
         py.detach(|| self.inner.close());
     }
 
@@ -503,8 +508,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // Its threads may need the interpreter to end.
         if self.owned {
-            self.inner.close();
+            Python::attach(|py| self.close(py));
         }
     }
 }
