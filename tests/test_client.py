@@ -709,6 +709,11 @@ def test_scattered_data_stays_until_the_tasks_that_take_it_have_run(client, path
     client.gather(blockers)
 
 
+def test_whether_a_task_failed_is_told_without_its_result(processes):
+    future = processes.submit(tasks.LoadFails)
+    assert (future.exception(PATIENCE_S), future.traceback()) == (None, None)
+
+
 # The end of the interpreter
 
 

@@ -21,6 +21,7 @@ from rustdask._cores import parse_memory
 from rustdask._future import Future, all_ended
 from rustdask._joblib import cores, launch, worker_settings
 from rustdask._resources import amounts_and_devices
+from rustdask._steps import name_of
 
 _open: list[weakref.ref[Client]] = []
 _by_session: weakref.WeakValueDictionary[_core.Session, Client] = weakref.WeakValueDictionary()
@@ -521,6 +522,7 @@ def _check_count(name: str, value: Any) -> None:
 def engine_options(
     priority: int, retries: int, resources: Mapping[str, float] | None, workers: Iterable[int] | int | None
 ) -> dict[str, Any]:
+    """Return the arguments of the engine's `submit` for those of `Client.submit`; none for what is as by default."""
     options: dict[str, Any] = {}
     if priority:
         options["priority"] = priority
@@ -549,8 +551,7 @@ def _keys_of(key: str | Iterable[Any] | None, calls: list[Any], pure: bool) -> l
 def _token(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     from rustdask._tokenize import tokenize
 
-    name = getattr(function, "__name__", type(function).__name__)
-    return f"{name}-{tokenize(function, args, dict(kwargs))}"
+    return f"{name_of(function)}-{tokenize(function, args, dict(kwargs))}"
 
 
 def _futures_in(value: Any) -> Iterable[Future]:

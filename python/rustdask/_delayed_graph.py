@@ -16,6 +16,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from typing import Any
 
 from rustdask import _core
+from rustdask._steps import name_of
 from rustdask._tokenize import tokenize
 
 __all__ = [
@@ -385,9 +386,7 @@ class _WithKey:
 
 def label_of(node: Node) -> str:
     """Return what to call a node in a picture, and at the front of its key."""
-    named = node.args[0] if node.function is None else node.function
-    name = getattr(named, "__name__", None)
-    return name if isinstance(name, str) else type(named).__name__
+    return name_of(node.args[0] if node.function is None else node.function)
 
 
 def _token(node: Node) -> str:

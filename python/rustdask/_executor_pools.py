@@ -482,8 +482,8 @@ class _Ticket(EngineFuture):
 
     def value_or_error(self) -> Any:
         """Return the result, or the error, without raising it: that would tie its frames to the futures."""
-        kind, value, _ = self.outcome()
-        return value if kind == "finished" else self._error()
+        kind, details, cause = self.outcome()
+        return details if kind == "finished" else self._failure(kind, details, cause)
 
 
 class _Pace:

@@ -130,17 +130,17 @@ class Future(_core.Handle):
 
     def _take(self) -> Any:
         """Return the result of a task that has ended, or raise."""
-        kind, value, _ = self.outcome()
-        if kind == "finished":
-            return value
-        error = self._error()
-        assert error is not None
-        raise error
-
-    def _error(self) -> BaseException | None:
         kind, details, cause = self.outcome()
         if kind == "finished":
-            return None
+            return details
+        raise self._failure(kind, details, cause)
+
+    def _error(self) -> BaseException | None:
+        # The state first: a result need not be loaded.
+        return None if self.state() == "finished" else self._failure(*self.outcome())
+
+    def _failure(self, kind: str, details: Any, cause: str | None) -> BaseException:
+        """Return the error that such an outcome means."""
         error = _error_of(self, kind, details)
         if cause is not None:
             _add_note(error, f"This is the error of the task {cause}, which other tasks depend on.")

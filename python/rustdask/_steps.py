@@ -38,7 +38,7 @@ class Steps:
         self._steps = steps
         self._calls = _with_last_uses(steps, n_inputs)
         self.n_inputs = n_inputs
-        self.__name__ = _name(steps[-1][0])
+        self.__name__ = name_of(steps[-1][0])
 
     def __call__(self, *inputs: Any) -> Any:
         known = list(inputs)
@@ -63,7 +63,7 @@ class Steps:
         return Steps, (self._steps, self.n_inputs)
 
     def __repr__(self) -> str:
-        return f"<Steps: {', '.join(_name(function) for function, _, _ in self._steps)}>"
+        return f"<Steps: {', '.join(name_of(function) for function, _, _ in self._steps)}>"
 
 
 def _with_last_uses(
@@ -81,7 +81,8 @@ def _with_last_uses(
     return calls
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """Return what to call a function, or some other value, in keys and pictures."""
     name = getattr(function, "__name__", None)
     return name if isinstance(name, str) else type(function).__name__
 
