@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+pub mod ending;
 pub mod event;
 pub mod frame;
 pub mod id;

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use rustdask_core::ending::Unreported;
 use rustdask_core::message::Report;
 use rustdask_core::{Attempt, Grant, Outcome, TaskId};
-use rustdask_runtime::driver::{End, Inputs, Unreported};
+use rustdask_runtime::driver::{End, Inputs};
 use rustdask_runtime::parcel::Parcel;
 use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::store::Store;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use rustdask_core::ending::Obituary;
 use rustdask_core::message::{Access, Body, Extent, FromWorker, Report, Timings, ToWorker};
 use rustdask_core::{Attempt, BlobId, CallId, Event, KillReason, Outcome, SegmentId, TaskId, WorkerId, WorkerSpec};
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
@@ -18,7 +19,7 @@ use rustix::pipe::{pipe_with, PipeFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, Notify};
 
-use crate::driver::{Driver, Inputs, Job, Notice, Obituary, Payload, Shell};
+use crate::driver::{Driver, Inputs, Job, Notice, Payload, Shell};
 use crate::endpoint::View;
 use crate::fork;
 use crate::group;

@@ -7,11 +7,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use rustdask_core::ending::Obituary;
 use rustdask_core::scheduler::Config;
 use rustdask_core::{Attempt, CallId, Event, KillReason, Outcome, TaskId, WorkerId, WorkerSpec};
 
 use crate::cursor::Cursor;
-use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
+use crate::driver::{Driver, Job, Notice, Payload, Shell};
 use crate::pool::PoolSpec;
 
 /// Ids from here on are helpers'; the machine numbers its own workers from 0.
