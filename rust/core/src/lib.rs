@@ -11,6 +11,7 @@ pub mod event;
 pub mod frame;
 pub mod id;
 pub mod message;
+pub mod nested;
 pub mod resources;
 pub mod scheduler;
 pub mod task;

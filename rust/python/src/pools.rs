@@ -239,19 +239,29 @@ pub(crate) fn serve(seat: Seat<Work>) {
 }
 
 /// While it lives, the task that this thread runs has given its place up, since it waits for others.
-pub(crate) struct Parked(Arc<Seat<Work>>);
+pub(crate) enum Parked {
+    Thread(Arc<Seat<Work>>),
+    /// In a worker process.
+    Process(crate::worker::Waiting),
+}
 
 impl Parked {
     /// None if this thread runs no task of a graph.
-    pub(crate) fn begin() -> Option<Self> {
-        let (task, attempt) = crate::session::current_task()?;
-        let seat = SEAT.with_borrow(Clone::clone)?;
-        seat.park(task, attempt).then_some(Self(seat))
+    pub(crate) fn begin(py: Python<'_>) -> PyResult<Option<Self>> {
+        if let Some(waiting) = crate::worker::Waiting::begin(py)? {
+            return Ok(Some(Self::Process(waiting)));
+        }
+        let current = crate::session::current_task().zip(SEAT.with_borrow(Clone::clone));
+        Ok(current.and_then(|((task, attempt), seat)| seat.park(task, attempt).then_some(Self::Thread(seat))))
     }
 
     /// Go on, once it is this task's turn.
-    pub(crate) fn end(self, py: Python<'_>) {
-        py.detach(|| self.0.unpark());
+    pub(crate) fn end(self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            Self::Thread(seat) => py.detach(|| seat.unpark()),
+            Self::Process(waiting) => waiting.end(py)?,
+        }
+        Ok(())
     }
 }
 

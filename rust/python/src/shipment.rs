@@ -1,7 +1,7 @@
 //! Tasks of graphs, pickled for worker processes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -65,7 +65,7 @@ impl Drop for Held {
 }
 
 /// A pickle that many tasks refer to. Workers forget it with the last of them.
-struct HeldBlob {
+pub(crate) struct HeldBlob {
     blob: Arc<Blob>,
     held: Held,
 }
@@ -80,8 +80,8 @@ impl Drop for HeldBlob {
 
 /// Pickles the tasks of a session.
 pub(crate) struct Shipping {
-    pool: Arc<Processes>,
-    call: CallId,
+    pub(crate) pool: Arc<Processes>,
+    pub(crate) call: CallId,
     /// A `GraphSerializer`.
     serializer: Py<PyAny>,
     memory_limit: u64,
@@ -94,6 +94,17 @@ struct Known {
     /// By address; the object is kept, so that nothing else can have that.
     functions: HashMap<usize, (Py<PyAny>, Arc<HeldBlob>)>,
     settings: Option<Arc<HeldBlob>>,
+    /// Functions that workers have, by their numbers: tasks submit those, too.
+    by_number: HashMap<BlobId, Weak<HeldBlob>>,
+}
+
+impl Known {
+    fn note(&mut self, blob: &Arc<HeldBlob>) {
+        if self.by_number.len() == self.by_number.capacity() {
+            self.by_number.retain(|_, blob| blob.strong_count() > 0);
+        }
+        self.by_number.insert(blob.blob.id, Arc::downgrade(blob));
+    }
 }
 
 impl Shipping {
@@ -167,9 +178,43 @@ impl Shipping {
         let full = known.functions.len() >= MAX_FUNCTIONS;
         let before = if full { std::mem::take(&mut known.functions) } else { HashMap::new() };
         known.functions.insert(key, (function.clone().unbind(), blob.clone()));
+        known.note(&blob);
         drop(known);
         drop(before);
         Ok(blob)
+    }
+
+    /// A function that a task submits. `same_as`: the blob that its worker got it in.
+    pub(crate) fn function_of_worker(&self, id: BlobId, same_as: Option<BlobId>, contents: Contents) -> Arc<HeldBlob> {
+        let mut known = self.lock();
+        let same = same_as.and_then(|id| known.by_number.get(&id)).and_then(Weak::upgrade);
+        if let Some(same) = same {
+            return same;
+        }
+        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let blob = Arc::new(HeldBlob { blob: Arc::new(Blob { id, contents }), held });
+        known.note(&blob);
+        blob
+    }
+
+    /// A task that a task has submitted. `None` if nothing was ever submitted here.
+    pub(crate) fn of_worker(&self, function: Arc<HeldBlob>, contents: Contents) -> Option<Shipment> {
+        let settings = self.lock().settings.clone()?;
+        let blobs = [settings, function];
+        let parcel = Parcel {
+            call: self.call,
+            contents,
+            blobs: blobs.iter().map(|held| held.blob.clone()).collect(),
+            memory_limit: self.memory_limit,
+        };
+        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        Some(Shipment { parcel: Arc::new(parcel), memory: self.memory.clone(), held, blobs })
+    }
+
+    /// A value that tasks submitted by a task take. Workers forget it with the last of them.
+    pub(crate) fn value_of_worker(&self, task: TaskId, contents: Contents) -> Stored {
+        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        Stored::Placed { contents, held: Box::new(HeldValue { task, held }) }
     }
 
     fn blob<'py>(&self, py: Python<'py>, (id, _, pickle, buffers): DumpedBlob<'py>) -> PyResult<HeldBlob> {

@@ -88,9 +88,10 @@ impl Ring {
             return Ok(true);
         }
         let _attendance = crate::output::Attendance::start();
-        let parked = if deadline.is_some_and(|at| at <= Instant::now()) { None } else { crate::pools::Parked::begin() };
+        let parked =
+            if deadline.is_some_and(|at| at <= Instant::now()) { None } else { crate::pools::Parked::begin(py)? };
         let waited = self.wait_in_slices(py, deadline, wake_at, done);
-        parked.into_iter().for_each(|parked| parked.end(py));
+        parked.map_or(Ok(()), |parked| parked.end(py))?;
         waited
     }
 
