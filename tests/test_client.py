@@ -568,6 +568,21 @@ def test_nesting_of_any_depth_does_not_deadlock(mode):
         assert client.submit(down, 60).result(timeout=PATIENCE_S) == 60
 
 
+def fib_and_threads(n):
+    if n < 2:
+        return n, threading.active_count()
+    client = get_client()
+    values, counts = zip(*client.gather(client.map(fib_and_threads, [n - 1, n - 2])), strict=True)
+    return sum(values), max(*counts, threading.active_count())
+
+
+def test_a_recursion_goes_into_its_depth_first(client):
+    # In its breadth, some hundreds of its 3,193 tasks would wait at a time, each in a thread.
+    value, most_threads = client.submit(fib_and_threads, 16).result(timeout=PATIENCE_S)
+    assert value == 987
+    assert most_threads < 200
+
+
 def test_no_more_tasks_run_at_once_than_there_are_workers(client, gauge):
     def leaf(_):
         return tasks.linger_inside(gauge)

@@ -163,7 +163,8 @@ class Client:
         key : hashable, optional
             Name of the task. While there is a future for a task of that name, another one for it is returned.
         priority : int, default=0
-            Tasks of higher priority go first.
+            Tasks of higher priority go first. Of the same priority, those go first that tasks have submitted, and the
+            deepest of these.
         retries : int, default=0
             How often the task is run again when it raises.
         resources : dict of str to float, optional

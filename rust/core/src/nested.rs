@@ -74,8 +74,10 @@ pub enum FromTask {
     },
     /// One of the tasks of a submission.
     Task(Submitted),
-    /// All of them have been sent.
-    Submit,
+    /// All of them have been sent. `by`: the task that submits them, if it is one.
+    Submit {
+        by: Option<TaskId>,
+    },
     Release {
         tasks: Vec<TaskId>,
     },

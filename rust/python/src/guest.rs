@@ -64,16 +64,17 @@ impl upstream::Guest for Guest {
         self.coming.push((task, contents));
     }
 
-    fn submit(&mut self) -> io::Result<()> {
+    fn submit(&mut self, by: Option<TaskId>) -> io::Result<()> {
         let coming = std::mem::take(&mut self.coming);
         let Some(shipping) = self.shipping.upgrade() else { return Ok(()) };
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+        let depth = self.depth_below(&shipping, by);
         let mut tasks = Vec::with_capacity(coming.len());
         for (task, contents) in coming {
             let function = self.functions.get(&task.function).cloned();
             let shipment = function.and_then(|function| shipping.of_worker(function, contents));
             let shipment = shipment.ok_or_else(|| invalid("a task names a function that was not sent"))?;
-            let node = Node::new(task.task, task.name.as_str().into(), Job::Elsewhere(Arc::new(shipment)));
+            let node = Node::new(task.task, task.name.as_str().into(), depth, Job::Elsewhere(Arc::new(shipment)));
             if task.wanted {
                 self.wanted.insert(task.task);
                 node.watch(Watcher::Worker(self.connection.clone()));
@@ -82,7 +83,7 @@ impl upstream::Guest for Guest {
         }
         self.link(&shipping, &tasks);
         let nodes: Vec<_> = tasks.iter().map(|(_, node)| node.clone()).collect();
-        let spec = |task| self.spec(task, generation);
+        let spec = |task| self.spec(task, depth, generation);
         let tasks = tasks.into_iter().map(|(task, node)| (spec(task), Work::Node(node))).collect();
         if !shipping.pool.driver.submit_graph(shipping.call, tasks) {
             nodes.iter().for_each(|node| node.ended(End::Closed));
@@ -108,6 +109,12 @@ impl upstream::Guest for Guest {
 }
 
 impl Guest {
+    fn depth_below(&self, shipping: &Shipping, task: Option<TaskId>) -> u32 {
+        let depth = |task| shipping.pool.driver.with(|state, _| Some(state.payload(task)?.node()?.depth));
+        // One that the driver has forgotten was cancelled.
+        task.and_then(depth).map_or(0, |depth| depth + 1)
+    }
+
     /// Tell the tasks whose results they take.
     fn link(&self, shipping: &Shipping, tasks: &[(Submitted, Arc<Node>)]) {
         let own: HashMap<TaskId, &Arc<Node>> = tasks.iter().map(|(task, node)| (task.task, node)).collect();
@@ -121,7 +128,7 @@ impl Guest {
         tasks.iter().zip(found).for_each(|((_, node), inputs)| node.set_inputs(inputs));
     }
 
-    fn spec(&self, task: Submitted, generation: u32) -> TaskSpec {
+    fn spec(&self, task: Submitted, depth: u32, generation: u32) -> TaskSpec {
         let amounts = task.resources.iter().map(|(name, amount)| {
             // The worker has checked it.
             (name.as_str(), Amount::from_f64(*amount).unwrap_or_default())
@@ -129,7 +136,7 @@ impl Guest {
         TaskSpec {
             task: task.task,
             dependencies: task.inputs.iter().copied().filter(|task| !self.values.contains_key(task)).collect(),
-            priority: Priority { user: task.priority, generation, order: task.order },
+            priority: Priority { user: task.priority, depth, generation, order: task.order },
             retries: task.retries,
             resources: Resources::new(amounts),
             workers: task.workers.map(|workers| workers.into_iter().map(WorkerId).collect()),

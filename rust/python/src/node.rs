@@ -31,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) id: TaskId,
     /// Of its function, for people.
     pub(crate) name: Arc<str>,
+    /// How many tasks stand above it, each of which has submitted the next one.
+    pub(crate) depth: u32,
     state: Mutex<State>,
 }
 
@@ -115,14 +117,14 @@ pub(crate) enum Watcher {
 }
 
 impl Node {
-    pub(crate) fn new(id: TaskId, name: Arc<str>, job: Job) -> Arc<Self> {
-        Arc::new(Self { id, name, state: Mutex::new(State { job: Some(job), ..State::default() }) })
+    pub(crate) fn new(id: TaskId, name: Arc<str>, depth: u32, job: Job) -> Arc<Self> {
+        Arc::new(Self { id, name, depth, state: Mutex::new(State { job: Some(job), ..State::default() }) })
     }
 
     /// One that has its result from the beginning.
     pub(crate) fn with_result(id: TaskId, name: Arc<str>, made: Made) -> Arc<Self> {
         let state = State { made: Some(made), end: Some(Settled::Finished), ..State::default() };
-        Arc::new(Self { id, name, state: Mutex::new(state) })
+        Arc::new(Self { id, name, depth: 0, state: Mutex::new(state) })
     }
 
     pub(crate) fn set_inputs(&self, inputs: Vec<Arc<Node>>) {

@@ -50,6 +50,11 @@ pub(crate) fn current_task() -> Option<(TaskId, Attempt)> {
     CURRENT.with_borrow(|current| current.as_ref().map(|current| (current.node.id, current.attempt)))
 }
 
+/// How many tasks stand above one that the current thread submits.
+fn depth_below_current() -> u32 {
+    CURRENT.with_borrow(|current| current.as_ref().map_or(0, |current| current.node.depth + 1))
+}
+
 pub(crate) fn first_task() -> u64 {
     FIRST_TASK.get()
 }
@@ -194,6 +199,8 @@ impl SessionInner {
 struct Submission<'py> {
     session: Arc<SessionInner>,
     first: u64,
+    /// How many tasks stand above them.
+    depth: u32,
     context: Option<Bound<'py, PyAny>>,
     names: HashMap<usize, Arc<str>>,
 }
@@ -223,7 +230,7 @@ impl Submission<'_> {
                 Job::Upstream(Arc::new(upstream.pickle(task.py(), &function, arguments, !needs.complex)?))
             }
         };
-        Ok(Node::new(TaskId(id), name, job))
+        Ok(Node::new(TaskId(id), name, self.depth, job))
     }
 
     fn local_call<'py>(&self, function: Bound<'py, PyAny>, task: &Bound<'py, PyTuple>) -> PyResult<Job> {
@@ -397,8 +404,8 @@ impl Session {
         self.inner.check_open()?;
         let count = tasks.len();
         let first = self.inner.reserve(count as u64).0;
-        let mut submission =
-            Submission { session: self.inner.clone(), first, context: current_context(py)?, names: HashMap::new() };
+        let (session, depth) = (self.inner.clone(), depth_below_current());
+        let mut submission = Submission { session, first, depth, context: current_context(py)?, names: HashMap::new() };
         if let Engine::Processes(_, shipping) = &self.inner.engine {
             shipping.settings(py)?;
         }
@@ -416,6 +423,7 @@ impl Session {
         let template = TaskSpec {
             priority: Priority {
                 user: priority,
+                depth,
                 generation: self.inner.generation.fetch_add(1, Ordering::Relaxed),
                 order: 0,
             },

@@ -16,7 +16,7 @@ use rustdask_runtime::upstream::{inline, Frames};
 use crate::node::{Failure, FailureKind, Made, Node, Settled};
 use crate::transport::{pickle_dumps, OutOfBand};
 use crate::work::Work;
-use crate::worker::place;
+use crate::worker::{place, running_task};
 
 /// So many functions are known by their object; beyond, all are pickled anew.
 const MAX_FUNCTIONS: usize = 256;
@@ -179,7 +179,8 @@ impl Upstream {
             wanted.extend(spec.wanted.then(|| (node.id, node.clone())));
         }
         self.nodes.lock().expect("no holder panics").extend(wanted);
-        py.detach(|| self.endpoint.submit(frames))?;
+        let by = running_task();
+        py.detach(|| self.endpoint.submit(frames, by))?;
         // Only now may they be forgotten.
         drop(functions);
         Ok(())

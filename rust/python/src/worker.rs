@@ -83,6 +83,11 @@ fn resources(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     py.import(intern!(py, "rustdask._resources"))
 }
 
+/// The task of a graph that the current thread runs.
+pub(crate) fn running_task() -> Option<TaskId> {
+    RUNNING.with_borrow(|running| running.as_ref().map(|running| running.task))
+}
+
 /// A task to run: its pickle, and how much of it is still to be done.
 #[pyclass(frozen, module = "rustdask._core")]
 pub(crate) struct WorkerTask {

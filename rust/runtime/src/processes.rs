@@ -1142,7 +1142,7 @@ impl<P: Payload> Serving<P> {
                 let contents = self.received(task.body, inline, &std::mem::take(&mut task.buffers))?;
                 guest.task(task, contents);
             }
-            FromTask::Submit => guest.submit()?,
+            FromTask::Submit { by } => guest.submit(by)?,
             FromTask::Release { tasks } => guest.release(tasks),
             FromTask::Cancel { tasks, force } => guest.cancel(tasks, force),
             FromTask::Parked { .. } => {}

@@ -24,8 +24,8 @@ pub trait Guest {
     fn forget_function(&mut self, function: BlobId);
     fn value(&mut self, task: TaskId, name: String, contents: Contents);
     fn task(&mut self, task: Submitted, contents: Contents);
-    /// Run the tasks that have come.
-    fn submit(&mut self) -> io::Result<()>;
+    /// Run the tasks that have come. `by`: the task that has submitted them.
+    fn submit(&mut self, by: Option<TaskId>) -> io::Result<()>;
     fn release(&mut self, tasks: Vec<TaskId>);
     fn cancel(&mut self, tasks: Vec<TaskId>, force: bool);
 }
@@ -130,8 +130,8 @@ impl Endpoint {
         self.say(FromTask::Value { task, name: name.into(), body, buffers }, inline)
     }
 
-    pub fn submit(&self, mut tasks: Frames) -> io::Result<()> {
-        tasks.push(FromTask::Submit, &[]);
+    pub fn submit(&self, mut tasks: Frames, by: Option<TaskId>) -> io::Result<()> {
+        tasks.push(FromTask::Submit { by }, &[]);
         self.send_frames(&tasks.0)
     }
 
