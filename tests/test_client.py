@@ -676,6 +676,19 @@ def test_a_task_waits_for_as_long_as_it_says(client, path):
     client.submit(work).result(timeout=PATIENCE_S)
 
 
+def test_a_task_that_has_waited_holds_nobody_up(client, path):
+    def work():
+        get_client().submit(tasks.echo, 1).result()
+        tasks.note(path("goes on"))
+        tasks.wait_for_file(path("go"))
+
+    future = client.submit(work)
+    wait_for_lines(path("goes on"))
+    assert within(PATIENCE_S, client.gather, client.map(tasks.echo, range(8))) == list(range(8))
+    tasks.note(path("go"))
+    future.result(timeout=PATIENCE_S)
+
+
 def test_tasks_that_nobody_waits_for_run_after_their_submitter(client, path):
     def work():
         fire_and_forget(get_client().submit(tasks.note, path(), "done"))

@@ -181,6 +181,16 @@ pub enum FromWorker {
         attempt: Attempt,
         kept: u32,
     },
+    /// The task waits for others, and has given its place up.
+    Parked {
+        task: TaskId,
+        attempt: Attempt,
+    },
+    /// It has its place again.
+    Resumed {
+        task: TaskId,
+        attempt: Attempt,
+    },
     /// A segment of the worker's that results refer to; its file descriptor comes with the frame.
     Segment {
         segment: SegmentId,
@@ -196,5 +206,6 @@ pub enum FromWorker {
     },
     /// A pickled log record, in the body.
     Log,
+    /// Of a task that submits tasks.
     Nested(FromTask),
 }

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ending::Unreported;
-use crate::id::{Attempt, BlobId, TaskId, WorkerId};
+use crate::id::{BlobId, TaskId, WorkerId};
 use crate::message::{Body, Extent};
 
 /// Numbers for tasks and functions that one worker hands out, and no other, nor the scheduler's process.
@@ -84,11 +84,6 @@ pub enum FromTask {
     Cancel {
         tasks: Vec<TaskId>,
         force: bool,
-    },
-    /// The task waits for others, and has given its place up.
-    Parked {
-        task: TaskId,
-        attempt: Attempt,
     },
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use rustdask_core::Outcome;
+use rustdask_core::{Attempt, Outcome, TaskId};
 use rustdask_runtime::pool::PoolSpec;
 use rustdask_runtime::processes::{Output, ProcessPool};
 use rustdask_runtime::template::Launch;
@@ -240,7 +240,7 @@ pub(crate) fn serve(seat: Seat<Work>) {
 
 /// While it lives, the task that this thread runs has given its place up, since it waits for others.
 pub(crate) enum Parked {
-    Thread(Arc<Seat<Work>>),
+    Thread(Arc<Seat<Work>>, TaskId, Attempt),
     /// In a worker process.
     Process(crate::worker::Waiting),
 }
@@ -252,13 +252,16 @@ impl Parked {
             return Ok(Some(Self::Process(waiting)));
         }
         let current = crate::session::current_task().zip(SEAT.with_borrow(Clone::clone));
-        Ok(current.and_then(|((task, attempt), seat)| seat.park(task, attempt).then_some(Self::Thread(seat))))
+        let park = |((task, attempt), seat): (_, Arc<Seat<Work>>)| {
+            seat.park(task, attempt).then_some(Self::Thread(seat, task, attempt))
+        };
+        Ok(current.and_then(park))
     }
 
     /// Go on, once it is this task's turn.
     pub(crate) fn end(self, py: Python<'_>) -> PyResult<()> {
         match self {
-            Self::Thread(seat) => py.detach(|| seat.unpark()),
+            Self::Thread(seat, task, attempt) => py.detach(|| seat.unpark(task, attempt)),
             Self::Process(waiting) => waiting.end(py)?,
         }
         Ok(())

@@ -70,8 +70,9 @@ impl Waiting {
     /// Go on, once it is this task's turn.
     pub(crate) fn end(self, py: Python<'_>) -> PyResult<()> {
         let Running { endpoint, task, attempt, first, has_grants } = self.0.clone();
-        py.detach(|| endpoint.unpark(task, attempt, first));
+        let resumed = py.detach(|| endpoint.unpark(task, attempt, first));
         RUNNING.set(Some(self.0));
+        resumed?;
         if has_grants {
             resources(py)?.call_method0(intern!(py, "show_devices"))?;
         }

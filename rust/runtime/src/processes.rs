@@ -981,6 +981,8 @@ fn private_memory(pid: i32) -> Option<u64> {
 enum TaskNews {
     Finished(TaskId, Attempt, Delivery),
     Returned(TaskId, Attempt, u32),
+    Parked(TaskId, Attempt),
+    Resumed(TaskId, Attempt),
 }
 
 /// One worker's connection, served until it closes.
@@ -1093,6 +1095,8 @@ impl<P: Payload> Serving<P> {
                     news.push(TaskNews::Finished(task, attempt, delivery));
                 }
                 FromWorker::Returned { task, attempt, kept } => news.push(TaskNews::Returned(task, attempt, kept)),
+                FromWorker::Parked { task, attempt } => news.push(TaskNews::Parked(task, attempt)),
+                FromWorker::Resumed { task, attempt } => news.push(TaskNews::Resumed(task, attempt)),
                 FromWorker::Segment { segment, bytes } => {
                     let received = Segment::from_fd(inbox.take_fd()?, bytes);
                     let received = Arc::new(Received::new(received, &self.shared.descriptors)?);
@@ -1117,11 +1121,6 @@ impl<P: Payload> Serving<P> {
 
     /// What a task of the worker says.
     fn hear_task(&self, word: FromTask, inline: Vec<u8>) -> io::Result<()> {
-        if let FromTask::Parked { task, attempt } = word {
-            let worker = self.connection.worker;
-            self.driver.event(Event::TaskParked { worker, task, attempt });
-            return Ok(());
-        }
         let mut guest = self.guest.borrow_mut();
         let guest = match &mut *guest {
             Some(guest) => guest,
@@ -1145,7 +1144,6 @@ impl<P: Payload> Serving<P> {
             FromTask::Submit { by } => guest.submit(by)?,
             FromTask::Release { tasks } => guest.release(tasks),
             FromTask::Cancel { tasks, force } => guest.cancel(tasks, force),
-            FromTask::Parked { .. } => {}
         }
         Ok(())
     }
@@ -1229,6 +1227,8 @@ impl<P: Payload> Serving<P> {
                         }
                         events.push_back(Event::TaskReturned { worker, task, attempt, kept });
                     }
+                    TaskNews::Parked(task, attempt) => events.push_back(Event::TaskParked { worker, task, attempt }),
+                    TaskNews::Resumed(task, attempt) => events.push_back(Event::TaskResumed { worker, task, attempt }),
                 }
             }
             (garbage, dropped, unpinned)

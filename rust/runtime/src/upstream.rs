@@ -242,7 +242,7 @@ impl Endpoint {
     pub fn park(&self, task: TaskId, attempt: Attempt) -> io::Result<()> {
         // What others are given from here on, they do not share with this task.
         self.settle();
-        self.say(FromTask::Parked { task, attempt }, &[])?;
+        self.send(&FromWorker::Parked { task, attempt }, &[], None)?;
         let mut inner = self.inner.lock().expect("no holder panics");
         let running = inner.running.take();
         inner.baton.parked.extend(running);
@@ -252,7 +252,7 @@ impl Endpoint {
     }
 
     /// After [`Endpoint::park`]: wait until whoever has the baton is between two tasks, and take it.
-    pub fn unpark(&self, task: TaskId, attempt: Attempt, first: bool) {
+    pub fn unpark(&self, task: TaskId, attempt: Attempt, first: bool) -> io::Result<()> {
         let mut inner = self.inner.lock().expect("no holder panics");
         inner.baton.returning += 1;
         self.arrived.notify_all();
@@ -263,5 +263,7 @@ impl Endpoint {
         baton.with_first = first;
         let at = baton.parked.iter().position(|parked| (parked.task, parked.attempt) == (task, attempt));
         inner.running = at.map(|at| inner.baton.parked.swap_remove(at));
+        drop(inner);
+        self.send(&FromWorker::Resumed { task, attempt }, &[], None)
     }
 }
