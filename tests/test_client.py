@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import os
+import pickle
 import signal
 import threading
 import time
@@ -604,37 +605,298 @@ def test_what_no_worker_has_is_refused(client):
 # Nested submission
 
 
-def test_tasks_submit_tasks_and_wait_for_them(threads):
-    def fib(n):
-        if n < 2:
-            return n
-        client = get_client()
-        return sum(client.gather(client.map(fib, [n - 1, n - 2])))
-
-    assert threads.submit(fib, 9).result(timeout=PATIENCE_S) == 34
+def fib(n):
+    if n < 2:
+        return n
+    client = get_client()
+    return sum(client.gather(client.map(fib, [n - 1, n - 2])))
 
 
-def test_nesting_of_any_depth_does_not_deadlock():
+def test_tasks_submit_tasks_and_wait_for_them(client):
+    assert client.submit(fib, 9).result(timeout=PATIENCE_S) == 34
+    wait_until(lambda: known(client) == 0, "forgotten tasks")
+
+
+@both_modes
+def test_nesting_of_any_depth_does_not_deadlock(mode):
     def down(n):
         return n if n == 0 else get_client().submit(down, n - 1).result() + 1
 
-    with Client(n_workers=1, processes=False) as client:
+    with Client(n_workers=1, processes=mode == "processes") as client:
+        assert client.submit(down, 60).result(timeout=PATIENCE_S) == 60
         assert client.submit(down, 60).result(timeout=PATIENCE_S) == 60
 
 
-def test_no_more_tasks_run_at_once_than_there_are_workers(gauge):
+def fib_and_threads(n):
+    if n < 2:
+        return n, threading.active_count()
+    client = get_client()
+    values, counts = zip(*client.gather(client.map(fib_and_threads, [n - 1, n - 2])), strict=True)
+    return sum(values), max(*counts, threading.active_count())
+
+
+def test_a_recursion_goes_into_its_depth_first(client):
+    # In its breadth, some hundreds of its 3,193 tasks would wait at a time, each in a thread.
+    value, most_threads = client.submit(fib_and_threads, 16).result(timeout=PATIENCE_S)
+    assert value == 987
+    assert most_threads < 200
+
+
+def test_no_more_tasks_run_at_once_than_there_are_workers(client, gauge):
     def leaf(_):
         return tasks.linger_inside(gauge)
 
     def branch(_):
-        with gauge_off():
-            get_client().gather(get_client().map(leaf, range(4)))
+        get_client().gather(get_client().map(leaf, range(4)))
 
-    from contextlib import nullcontext as gauge_off
-
-    with Client(n_workers=2, processes=False) as client:
-        client.gather(client.map(branch, range(4)))
+    client.gather(client.map(branch, range(4)))
     assert gauge.peak <= 2
+
+
+def test_a_task_has_the_whole_of_a_client(client):
+    def work():
+        inner = get_client()
+        assert inner is get_client()
+        array = np.arange(100_000.0)
+        scattered = inner.scatter(array)
+        parts = [inner.submit(np.multiply, scattered, k) for k in range(4)]
+        total = inner.submit(sum, parts)
+        named = inner.submit(tasks.echo, 5, key="five")
+        assert inner.submit(tasks.echo, 6, key="five").result() == 5
+        assert named.key == "five"
+        done, open_ = wait([*parts, total])
+        assert len(done) == 5
+        assert not open_
+        assert {float(part.result()[1]) for part in as_completed(parts)} == {0.0, 1.0, 2.0, 3.0}
+        large = inner.submit(tasks.are_same, array, array)
+        return total.result()[1], array.sum() == inner.submit(np.sum, array).result(), large.result()
+
+    total, same, identical = client.submit(work).result(timeout=PATIENCE_S)
+    assert (total, same) == (6.0, True)
+    assert identical
+    wait_until(lambda: known(client) == 0, "forgotten tasks")
+
+
+def test_tasks_wait_in_every_way(client):
+    def work():
+        inner = get_client()
+        futures = inner.map(tasks.square, range(6))
+        first = wait(futures, return_when="FIRST_COMPLETED")
+        squares = {result for _, result in as_completed(futures, with_results=True)}
+        return len(first.done) >= 1, squares, inner.gather({"a": futures[2], "b": [futures[3]]})
+
+    expected = True, {0, 1, 4, 9, 16, 25}, {"a": 4, "b": [9]}
+    assert client.submit(work).result(timeout=PATIENCE_S) == expected
+
+
+def test_a_task_neither_ends_the_workers_nor_runs_functions_on_all(processes):
+    def work():
+        with get_client() as inner:
+            return inner.submit(tasks.echo, 1).result()
+
+    assert processes.gather([processes.submit(work) for _ in range(4)]) == [1] * 4
+    with pytest.raises(RuntimeError, match="cannot run functions on every worker"):
+        processes.submit(lambda: get_client().run(os.getpid)).result(timeout=PATIENCE_S)
+
+
+def test_a_nested_error_arrives_where_it_is_waited_for(client):
+    def work():
+        future = get_client().submit(tasks.fail, "down there")
+        with pytest.raises(Exception, match="down there"):
+            future.result()
+        dependent = get_client().submit(tasks.echo, future)
+        assert "down there" in str(dependent.exception())
+        return get_client().submit(tasks.echo, dependent).result()
+
+    with pytest.raises(Exception, match="down there"):
+        client.submit(work).result(timeout=PATIENCE_S)
+
+
+def test_a_nested_crash_arrives_where_it_is_waited_for(processes):
+    def work():
+        return get_client().submit(tasks.die).result()
+
+    # It may be the worker of the task that waits which is killed, again and again: then that has crashed.
+    with pytest.raises(WorkerCrashed) as caught:
+        processes.submit(work).result(timeout=PATIENCE_S)
+    assert caught.value.signal == signal.SIGKILL
+    assert processes.submit(fib, 5).result(timeout=PATIENCE_S) == 5
+
+
+def test_a_task_waits_for_as_long_as_it_says(client, path):
+    def work():
+        future = get_client().submit(tasks.wait_for_file, path("go"))
+        try:
+            future.result(timeout=0.1)
+        except TimeoutError:
+            tasks.note(path("go"))
+            return future.result()
+
+    client.submit(work).result(timeout=PATIENCE_S)
+
+
+def test_a_task_that_has_waited_holds_nobody_up(client, path):
+    def work():
+        get_client().submit(tasks.echo, 1).result()
+        tasks.note(path("goes on"))
+        tasks.wait_for_file(path("go"))
+
+    future = client.submit(work)
+    wait_for_lines(path("goes on"))
+    assert within(PATIENCE_S, client.gather, client.map(tasks.echo, range(8))) == list(range(8))
+    tasks.note(path("go"))
+    future.result(timeout=PATIENCE_S)
+
+
+def test_tasks_that_nobody_waits_for_run_after_their_submitter(client, path):
+    def work():
+        fire_and_forget(get_client().submit(tasks.note, path(), "done"))
+
+    client.submit(work).result(timeout=PATIENCE_S)
+    wait_for_lines(path())
+
+
+def test_nested_tasks_are_cancelled(client, path):
+    def work():
+        inner = get_client()
+        blockers = [inner.submit(tasks.wait_for_file, path("go")) for _ in range(4)]
+        waiting = inner.submit(tasks.echo, blockers)
+        waiting.cancel()
+        # Not by waiting: a blocker could run in the meantime, and would hold this task up.
+        deadline = time.monotonic() + PATIENCE_S
+        while not (cancelled := waiting.cancelled()) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        tasks.note(path("go"))
+        inner.gather(blockers)
+        return cancelled
+
+    assert client.submit(work).result(timeout=PATIENCE_S)
+
+
+def test_a_task_that_waits_can_be_cancelled_by_force(processes, path):
+    def work():
+        tasks.note(path())
+        get_client().submit(tasks.wait_for_file, path("never")).result()
+
+    future = processes.submit(work)
+    wait_for_lines(path())
+    processes.cancel(future, force=True)
+    with pytest.raises(CancelledError):
+        future.result(timeout=PATIENCE_S)
+    wait_until(lambda: processes.scheduler_info()["active"] <= 1, "the end of what waits")
+
+
+def test_closing_ends_tasks_that_wait(client, path):
+    def work():
+        tasks.note(path())
+        get_client().submit(tasks.wait_for_file, path("go")).result()
+
+    future = client.submit(work)
+    wait_for_lines(path())
+    threading.Timer(0.2, tasks.note, [path("go")]).start()
+    within(PATIENCE_S, client.close)
+    with pytest.raises(CancelledError):
+        future.result(timeout=PATIENCE_S)
+
+
+def test_a_worker_that_dies_takes_what_its_tasks_submitted_with_it(path):
+    def leaf():
+        tasks.note(path("leaves"))
+        tasks.wait_for_file(path("go"))
+        return 1
+
+    def work():
+        tasks.note(path("pids"), os.getpid())
+        inner = get_client()
+        return sum(inner.gather([inner.submit(leaf) for _ in range(2)]))
+
+    with Client(n_workers=2) as client:
+        future = client.submit(work)
+        # The worker of the task that waits runs one of them, the other worker the other.
+        wait_for_lines(path("leaves"), 2)
+        os.kill(int(wait_for_lines(path("pids"))[0]), signal.SIGKILL)
+        wait_for_lines(path("pids"), 2)
+        tasks.note(path("go"))
+        assert future.result(timeout=PATIENCE_S) == 2
+        del future
+        wait_until(lambda: known(client) == 0, "forgotten tasks")
+
+
+def test_killed_workers_cost_no_nested_results(processes):
+    roots = processes.map(fib, [12] * 4)
+    for nth in range(2):
+        busy = wait_until(lambda: known(processes) > 20 and processes.scheduler_info()["workers"], "nested tasks")
+        os.kill(list(busy.values())[nth % len(busy)]["pid"], signal.SIGKILL)
+    assert within(PATIENCE_S, processes.gather, roots) == [144] * 4
+    del roots
+    wait_until(lambda: known(processes) == 0, "forgotten tasks")
+
+
+def test_tasks_keep_their_arguments_while_others_run_beside_them(processes):
+    def change(array, value):
+        array += value
+        return float(array[0])
+
+    def work(array):
+        before = array.copy()
+        array += 1
+        found = get_client().gather(get_client().map(change, [array] * 8, range(8)))
+        assert found == [array[0] + value for value in range(8)]
+        return bool((array == before + 1).all())
+
+    arrays = [np.full(50_000, float(i)) for i in range(6)]
+    assert all(processes.gather(processes.map(work, arrays)))
+
+
+def test_tasks_that_wait_keep_their_arguments_from_others():
+    def work(array, value):
+        before = float(array[0])
+        array += value
+        get_client().submit(tasks.echo, 1).result()
+        return before, float(array[0]), float(array[-1])
+
+    with Client(n_workers=1) as client:
+        found = client.gather(client.map(work, [np.zeros(50_000)] * 4, [1, 2, 3, 4]))
+    assert found == [(0.0, value, value) for value in (1, 2, 3, 4)]
+
+
+def test_what_a_task_does_to_a_nested_result_is_not_seen_by_others(processes):
+    def work():
+        inner = get_client()
+        future = inner.submit(np.zeros, 50_000)
+        mine = future.result()
+        mine += 1
+        seen = inner.gather([inner.submit(np.sum, future) for _ in range(4)])
+        return float(mine.sum()), seen
+
+    assert processes.submit(work).result(timeout=PATIENCE_S) == (50_000.0, [0.0] * 4)
+
+
+def test_the_devices_of_a_task_that_waits_are_its_own():
+    def visible():
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    def work():
+        inner = get_client()
+        before = visible()
+        beside = inner.submit(visible, resources={"GPU": 1}).result()
+        without = inner.submit(visible).result()
+        return before, beside, without, visible()
+
+    with Client(n_workers=1, resources={"GPU": ["2", "5"]}) as client:
+        outside = client.submit(visible).result()
+        found = client.submit(work, resources={"GPU": 1}).result(timeout=PATIENCE_S)
+    assert found == ("2", "5", outside, "2")
+
+
+def test_a_future_inside_of_an_object_is_refused(processes):
+    future = processes.submit(tasks.echo, 1)
+    with pytest.raises(TypeError, match="a Future cannot be pickled"):
+        pickle.dumps(future)
+    with pytest.raises(Exception, match="a Future cannot be pickled"):
+        processes.submit(tasks.echo, functools.partial(tasks.echo, future))
+    with pytest.raises(Exception, match="a Future cannot be pickled"):
+        processes.submit(lambda: get_client().submit(tasks.echo, 1)).result(timeout=PATIENCE_S)
 
 
 # Memory

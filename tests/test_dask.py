@@ -347,6 +347,17 @@ def test_collections_within_tasks(scheduled):
     assert dask.compute([dask.delayed(inside)(n) for n in range(1, 12)]) == (list(range(1, 12)),)
 
 
+def test_the_client_of_a_task_computes_and_persists(client):
+    def inside():
+        inner = rustdask.get_client()
+        x = da.arange(12, chunks=3)
+        later, kept = inner.compute(x.sum()), inner.persist(x + 1)
+        return int(later.result()), int(kept.sum().compute(scheduler=inner.get))
+
+    assert client.submit(inside).result(timeout=PATIENCE_S) == (66, 78)
+    wait_until(lambda: client.scheduler_info()["known"] == 0, "forgotten tasks")
+
+
 # Futures in graphs
 
 

@@ -24,7 +24,7 @@ import helpers
 import numpy as np
 import pytest
 import tasks
-from helpers import wait_for_lines
+from helpers import PATIENCE_S, wait_for_lines
 
 rustdask = pytest.importorskip("rustdask")
 from rustdask import Client, Future, compute, delayed, get_client, persist  # noqa: E402
@@ -522,6 +522,16 @@ def test_computing_inside_of_a_task(client):
         return delayed(sum)([add(i, 1) for i in range(n)]).compute()
 
     assert compute(*[delayed(nested)(4) for _ in range(6)]) == (10,) * 6
+
+
+def test_what_is_computed_inside_of_a_task_runs_on_all_workers(gauge):
+    def nested():
+        return set(delayed(list)([delayed(tasks.busy_inside)(gauge, 2) for _ in range(4)]).compute())
+
+    with Client(n_workers=2) as client:
+        client.wait_for_workers()
+        pids = {worker["pid"] for worker in client.scheduler_info()["workers"].values()}
+        assert client.submit(nested).result(timeout=PATIENCE_S) == pids
 
 
 def test_an_asynchronous_client():

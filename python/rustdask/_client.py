@@ -26,6 +26,8 @@ from rustdask._steps import name_of
 _open: list[weakref.ref[Client]] = []
 _by_session: weakref.WeakValueDictionary[_core.Session, Client] = weakref.WeakValueDictionary()
 _default: Client | None = None
+_of_tasks: Client | None = None
+"""In a worker process: the client that its tasks see."""
 _default_lock = threading.Lock()
 
 _FIRST = 1 << 30
@@ -41,7 +43,9 @@ class Client:
     n_workers : int, optional
         Worker processes, by default as many as there are cores. With ``processes=False``, as many threads.
     threads_per_worker : int, optional
-        Threads in each of them, by default one.
+        With ``processes=False``, threads for each of `n_workers`, by default one. A worker process runs one task at a
+        time: there, it only says for how many cores there is one worker where `n_workers` is not given. They are left
+        to the threads of numeric libraries.
     processes : bool, default=True
         Run tasks in worker processes, not in threads of this one.
     memory_limit : int or str, optional
@@ -114,6 +118,17 @@ class Client:
             memory_limit=self.memory_limit or 0,
         )
 
+    @classmethod
+    def _of_session(cls, session: _core.Session) -> Client:
+        """Return the client of the tasks of this worker process."""
+        client = cls.__new__(cls)
+        client.asynchronous, client.processes = False, True
+        client.memory_limit, client.resources, client._devices = None, {}, {}
+        client.n_workers, client.threads_per_worker = session.stats()["workers"], 1
+        client._named = weakref.WeakValueDictionary()
+        client._session = session
+        return client
+
     @property
     def devices(self) -> dict[str, list[str]]:
         """Names of the units of resources, where they have any."""
@@ -149,7 +164,8 @@ class Client:
         key : hashable, optional
             Name of the task. While there is a future for a task of that name, another one for it is returned.
         priority : int, default=0
-            Tasks of higher priority go first.
+            Tasks of higher priority go first. Of the same priority, those go first that tasks have submitted, and the
+            deepest of these.
         retries : int, default=0
             How often the task is run again when it raises.
         resources : dict of str to float, optional
@@ -308,6 +324,8 @@ class Client:
         dict
             Results, by the names of the workers.
         """
+        if self._session.is_upstream:
+            raise RuntimeError("a task in a worker process cannot run functions on every worker")
         self._wait_for_workers(None, None)
         pins: dict[int, int | None] = {name: name for name in self._workers()} if self.processes else {0: None}
         futures = {
@@ -324,7 +342,8 @@ class Client:
             ``workers``: by name, a dict of ``nthreads``, ``memory_limit`` in bytes or None, ``pid`` and ``resources``,
             which all workers have together. ``starting``: workers on their way. ``known``, ``active``: tasks that
             are kept, and those of them that have not ended. With worker processes, ``result_bytes``,
-            ``spilled_bytes``: of results in shared memory, and of those that have gone to disk so far.
+            ``spilled_bytes``: of results in shared memory, and of those that have gone to disk so far. In a
+            task of a worker process, only ``active``, of what tasks there have submitted.
         """
         return {
             "type": "Scheduler",
@@ -431,8 +450,12 @@ class Client:
         return self._session.closed
 
     def close(self) -> Any:
-        """End the workers. Tasks that have not ended are cancelled."""
-        self._session.close()
+        """End the workers. Tasks that have not ended are cancelled.
+
+        In a task of a worker process, nothing is closed: the workers are those of the client that the task belongs to.
+        """
+        if not self._session.is_upstream:
+            self._session.close()
         _open[:] = [ref for ref in _open if ref() not in (None, self)]
         return _ready(None) if self.asynchronous else None
 
@@ -494,6 +517,9 @@ def default_client() -> Client:
 def client_of(session: _core.Session) -> Client:
     """Return the client that a session belongs to."""
     client = _by_session.get(session)
+    if client is None and session.is_upstream:
+        global _of_tasks
+        client = _of_tasks = _by_session[session] = Client._of_session(session)
     if client is None:
         raise ValueError("the client is gone; keep a reference to it while its futures are in use")
     return client

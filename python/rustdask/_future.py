@@ -118,6 +118,12 @@ class Future(_core.Handle):
             yield from _reader_of(asyncio.get_running_loop()).ended(self).__await__()
         return self._take()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Future cannot be pickled: it is passed to tasks as an argument, or in lists, tuples, dicts and sets "
+            "there, but not inside of other objects, nor as a result; take its result() instead"
+        )
+
     def __dask_tokenize__(self) -> Any:
         return self.key
 

@@ -18,6 +18,7 @@ Devices = Mapping[str, Sequence[str]]
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("rustdask_held", default=None)
+_visible: contextvars.ContextVar[_VisibleDevices | None] = contextvars.ContextVar("rustdask_visible", default=None)
 
 
 def amounts_and_devices(resources: Mapping[str, Any] | None) -> tuple[dict[str, float], dict[str, list[str]]]:
@@ -52,19 +53,45 @@ def amounts_and_devices(resources: Mapping[str, Any] | None) -> tuple[dict[str, 
 
 @contextlib.contextmanager
 def holding(grants: Grants, devices: Devices) -> Iterator[None]:
-    """Have the only task of this process know what it holds; the environment names the GPUs that it may use."""
+    """Have the task that this process runs know what it holds; the environment names the GPUs that it may use."""
     held = {name: _named(name, amount, units, devices) for name, amount, units in grants}
     token = _held.set(held)
-    before = os.environ.get(_VISIBLE)
     gpus = held.get("GPU")
-    if isinstance(gpus, list):
-        os.environ[_VISIBLE] = ",".join(gpus)
+    _visible.set(_VisibleDevices(gpus) if isinstance(gpus, list) else None)
+    show_devices()
     try:
         yield
     finally:
+        hide_devices()
         _held.reset(token)
-        if isinstance(gpus, list):
-            _restore(before)
+
+
+def show_devices() -> None:
+    """Have the environment name the GPUs of the current task, which begins or has waited for others."""
+    if (visible := _visible.get()) is not None:
+        visible.show()
+
+
+def hide_devices() -> None:
+    """Have the environment be what it was before `show_devices`."""
+    if (visible := _visible.get()) is not None:
+        visible.hide()
+
+
+class _VisibleDevices:
+    def __init__(self, gpus: list[str]) -> None:
+        self._gpus = ",".join(gpus)
+        self._before: str | None = None
+
+    def show(self) -> None:
+        self._before = os.environ.get(_VISIBLE)
+        os.environ[_VISIBLE] = self._gpus
+
+    def hide(self) -> None:
+        if self._before is None:
+            os.environ.pop(_VISIBLE, None)
+        else:
+            os.environ[_VISIBLE] = self._before
 
 
 def held_resources() -> dict[str, Any]:
@@ -101,10 +128,3 @@ def _named(name: str, amount: float, units: Sequence[tuple[int, float]], devices
     if names is None or any(unit >= len(names) for unit, _ in units):
         return amount
     return [names[unit] for unit, _ in units]
-
-
-def _restore(before: str | None) -> None:
-    if before is None:
-        os.environ.pop(_VISIBLE, None)
-    else:
-        os.environ[_VISIBLE] = before

@@ -14,12 +14,14 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
 from rustdask import _context, _core, _resources
 from rustdask._import_hook import when_imported
 from rustdask._items import ItemRunner
+from rustdask._nested import NestedSerializer
 from rustdask._output import forward_messages
 from rustdask._payload import Kind, Reference, Settings, is_plain
 from rustdask._worker_rank import set_worker_rank, set_worker_share, worker_share
@@ -88,11 +90,36 @@ class _Worker:
         self._modules = 0
         self._call: int | None = None
         self._results = _Results(endpoint)
+        self._submits = False
 
     def run(self) -> None:
-        while True:
-            task = self._endpoint.next_task()
+        """Run tasks whenever it is this thread's turn, until the parent's end of the connection closes."""
+        while self._endpoint.stand_in():
+            self._run_tasks()
+
+    def _start_stand_in(self) -> None:
+        """Have another thread run tasks: the one that this thread is running is going to wait."""
+        try:
+            threading.Thread(target=self._stand_in, name="rustdask-stand-in", daemon=True).start()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "a task that waits for others needs a thread of its worker that runs tasks meanwhile, and none can be "
+                "started; have fewer tasks wait at a time"
+            ) from error
+
+    def _stand_in(self) -> None:
+        try:
+            self.run()
+        except BaseException:
+            # Nobody else would run tasks any more.
+            sys.excepthook(*sys.exc_info())
+            self._streams.restore()
+            os._exit(1)
+
+    def _run_tasks(self) -> None:
+        while (task := self._endpoint.next_task()) is not None:
             if task.linked:
+                self._let_submit()
                 self._run_call(task)
             else:
                 self._run_task(task)
@@ -100,6 +127,13 @@ class _Worker:
             for blob in self._endpoint.take_forgotten():
                 self._cache.pop(blob, None)
             self._results.forget()
+
+    def _let_submit(self) -> None:
+        """Have tasks of graphs find a client, to submit tasks of their own to."""
+        if not self._submits:
+            self._submits = True
+            serializer = NestedSerializer(self._endpoint, self._cache)
+            _core.Session.upstream(self._endpoint, serializer, self._start_stand_in)
 
     def _run_call(self, task: _core.WorkerTask) -> None:
         """Run a task of a graph: one call, whose result other tasks may take."""

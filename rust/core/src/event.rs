@@ -164,6 +164,13 @@ pub enum Event {
         task: TaskId,
         attempt: Attempt,
     },
+    /// The parked task goes on. The worker has reported what it ran meanwhile, and begins nothing else before this ends
+    /// or parks again.
+    TaskResumed {
+        worker: WorkerId,
+        task: TaskId,
+        attempt: Attempt,
+    },
     /// From now on there are to be so many workers, whether there is work for them or not. Those that are lost are
     /// replaced; but after [`crate::scheduler::Config::max_start_failures`] that died with nothing to do, only where
     /// there is work, until some is done.

@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+pub mod ending;
 pub mod event;
 pub mod frame;
 pub mod id;
 pub mod message;
+pub mod nested;
 pub mod resources;
 pub mod scheduler;
 pub mod task;

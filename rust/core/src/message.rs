@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Attempt, BlobId, CallId, SegmentId, TaskId};
+use crate::id::{Attempt, BlobId, CallId, SegmentId, TaskId, WorkerId};
+use crate::nested::{Ended, FromTask};
 use crate::resources::Grant;
 
 /// A range of a segment.
@@ -85,6 +86,11 @@ impl From<&Grant> for Granted {
 /// From the scheduler's process to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
+    /// The first word: who it is, and how many workers there are to be.
+    Welcome {
+        worker: WorkerId,
+        workers: u32,
+    },
     Run(RunTask),
     /// Bytes to keep until `ForgetBlob`.
     Blob {
@@ -125,6 +131,13 @@ pub enum ToWorker {
     Retract {
         task: TaskId,
         attempt: Attempt,
+    },
+    /// The end of a task that the worker has submitted and wants.
+    Ended {
+        task: TaskId,
+        how: Ended,
+        body: Body,
+        buffers: Vec<Buffer>,
     },
 }
 
@@ -168,6 +181,16 @@ pub enum FromWorker {
         attempt: Attempt,
         kept: u32,
     },
+    /// The task waits for others, and has given its place up.
+    Parked {
+        task: TaskId,
+        attempt: Attempt,
+    },
+    /// It has its place again.
+    Resumed {
+        task: TaskId,
+        attempt: Attempt,
+    },
     /// A segment of the worker's that results refer to; its file descriptor comes with the frame.
     Segment {
         segment: SegmentId,
@@ -183,4 +206,6 @@ pub enum FromWorker {
     },
     /// A pickled log record, in the body.
     Log,
+    /// Of a task that submits tasks.
+    Nested(FromTask),
 }

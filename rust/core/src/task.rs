@@ -5,12 +5,15 @@ use std::cmp::Ordering;
 use crate::id::{TaskId, WorkerId};
 use crate::resources::Resources;
 
-/// Which of two ready tasks goes first: that of the higher `user`, then of the lower `generation`, then of the
-/// lower `order`. Of equals the one with the lower id. What compares as less goes first.
+/// Which of two ready tasks goes first: that of the higher `user`, then of the higher `depth`, then of the lower
+/// `generation`, then of the lower `order`. Of equals the one with the lower id. What compares as less goes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Priority {
     /// What the user asked for.
     pub user: i32,
+    /// How many tasks stand above it, each of which has submitted the next one. So a recursion goes into its depth
+    /// before it goes into its breadth, and few tasks wait at a time.
+    pub depth: u32,
     /// Number of the submission: what was asked for first is done first.
     pub generation: u32,
     /// Place in the order that suits the graph.
@@ -20,7 +23,8 @@ pub struct Priority {
 impl Ord for Priority {
     fn cmp(&self, other: &Self) -> Ordering {
         let user = other.user.cmp(&self.user);
-        user.then(self.generation.cmp(&other.generation)).then(self.order.cmp(&other.order))
+        let depth = other.depth.cmp(&self.depth);
+        user.then(depth).then(self.generation.cmp(&other.generation)).then(self.order.cmp(&other.order))
     }
 }
 

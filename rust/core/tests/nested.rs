@@ -131,7 +131,9 @@ impl Player {
                 self.submit(Some(task));
             }
             Move::Resume(job) => {
-                self.parked.remove(&job.1);
+                let (worker, task, attempt) = job;
+                self.parked.remove(&task);
+                self.handle(Event::TaskResumed { worker, task, attempt });
                 self.finish(job);
             }
         }

@@ -30,6 +30,7 @@ enum Step {
     Finish(Index),
     Return(Index, u32),
     Park(Index),
+    Resume(Index),
     Lose(Index),
     Wait(u64),
 }
@@ -137,6 +138,8 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         1 => (worker_id(), task_id(), attempt())
             .prop_map(|(worker, task, attempt)| Event::TaskParked { worker, task, attempt }),
+        1 => (worker_id(), task_id(), attempt())
+            .prop_map(|(worker, task, attempt)| Event::TaskResumed { worker, task, attempt }),
         1 => Just(Event::TimePassed),
         4 => graph_event(),
     ]
@@ -151,6 +154,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => any::<Index>().prop_map(Step::Finish),
         4 => (any::<Index>(), 0..9u32).prop_map(|(index, kept)| Step::Return(index, kept)),
         2 => any::<Index>().prop_map(Step::Park),
+        2 => any::<Index>().prop_map(Step::Resume),
         1 => any::<Index>().prop_map(Step::Lose),
         2 => (0..9u64).prop_map(Step::Wait),
     ]
@@ -217,6 +221,10 @@ impl Player {
             Step::Park(index) => {
                 let (worker, task, attempt) = pick(index, &self.handed_out)?;
                 Event::TaskParked { worker, task, attempt }
+            }
+            Step::Resume(index) => {
+                let (worker, task, attempt) = pick(index, &self.handed_out)?;
+                Event::TaskResumed { worker, task, attempt }
             }
             Step::Wait(millis) => {
                 self.now += Duration::from_millis(millis);

@@ -22,8 +22,9 @@ pub(crate) struct Want {
 
 impl Drop for Want {
     fn drop(&mut self) {
-        // Of what the submitter has made, tasks may be about to take it: workers forget it with the node.
-        if !self.outside {
+        if self.outside {
+            self.session.release_value(self.node.id);
+        } else {
             self.session.release(self.node.id);
         }
     }

@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use rustdask_core::ending::Unreported;
 use rustdask_core::message::Report;
+use rustdask_core::nested::Fault;
 use rustdask_core::{Attempt, Grant, Outcome, TaskId};
-use rustdask_runtime::driver::{End, Inputs, Unreported};
+use rustdask_runtime::driver::{End, Inputs};
+use rustdask_runtime::endpoint::Blob;
 use rustdask_runtime::parcel::Parcel;
-use rustdask_runtime::processes::{Delivery, Reported};
+use rustdask_runtime::processes::{Connection, Delivery, Reported};
 use rustdask_runtime::store::Store;
 use rustdask_runtime::stored::Stored;
 
@@ -20,6 +23,7 @@ use crate::call::lost_report;
 use crate::handle::Want;
 use crate::session::SessionInner;
 use crate::shipment::Shipment;
+use crate::upstream::Outgoing;
 use crate::watch::Ring;
 use crate::work::Work;
 
@@ -27,9 +31,12 @@ pub(crate) struct Node {
     pub(crate) id: TaskId,
     /// Of its function, for people.
     pub(crate) name: Arc<str>,
+    /// How many tasks stand above it, each of which has submitted the next one.
+    pub(crate) depth: u32,
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
     job: Option<Job>,
     /// The tasks whose results it takes, until it has a result itself.
@@ -46,6 +53,8 @@ struct State {
 pub(crate) enum Job {
     Here(Arc<LocalCall>),
     Elsewhere(Arc<Shipment>),
+    /// In a worker process, to be sent to where it is scheduled.
+    Upstream(Arc<Outgoing>),
 }
 
 /// A call in a thread of this process.
@@ -65,6 +74,8 @@ pub(crate) enum Made {
     Object(Py<PyAny>),
     /// By a worker process.
     Stored(Arc<Stored>),
+    /// In a worker process, of a task that one of its tasks has submitted.
+    Sent(Blob),
     /// A value of the submitter's own, as it is here and as workers get it.
     Scattered(Py<PyAny>, Arc<Stored>),
     Failure(Arc<Failure>),
@@ -99,24 +110,21 @@ pub(crate) enum FailureKind {
 /// Who hears of the end.
 pub(crate) enum Watcher {
     Ring(Arc<Ring>, usize),
+    /// The worker whose task has submitted it.
+    Worker(Weak<Connection>),
     /// Nobody: it is only kept wanted until then.
     Keep(#[allow(dead_code, reason = "it is there to be dropped")] Arc<Want>),
 }
 
 impl Node {
-    pub(crate) fn new(id: TaskId, name: Arc<str>, job: Job) -> Arc<Self> {
-        Self::with(id, name, Some(job), None, None)
+    pub(crate) fn new(id: TaskId, name: Arc<str>, depth: u32, job: Job) -> Arc<Self> {
+        Arc::new(Self { id, name, depth, state: Mutex::new(State { job: Some(job), ..State::default() }) })
     }
 
     /// One that has its result from the beginning.
     pub(crate) fn with_result(id: TaskId, name: Arc<str>, made: Made) -> Arc<Self> {
-        Self::with(id, name, None, Some(made), Some(Settled::Finished))
-    }
-
-    fn with(id: TaskId, name: Arc<str>, job: Option<Job>, made: Option<Made>, end: Option<Settled>) -> Arc<Self> {
-        let state =
-            State { job, inputs: Vec::new(), attempt: None, granted: Box::default(), made, end, watchers: Vec::new() };
-        Arc::new(Self { id, name, state: Mutex::new(state) })
+        let state = State { made: Some(made), end: Some(Settled::Finished), ..State::default() };
+        Arc::new(Self { id, name, depth: 0, state: Mutex::new(state) })
     }
 
     pub(crate) fn set_inputs(&self, inputs: Vec<Arc<Node>>) {
@@ -128,7 +136,7 @@ impl Node {
         let state = self.lock();
         match &state.job {
             Some(Job::Here(call)) => Some((call.clone(), state.inputs.clone())),
-            Some(Job::Elsewhere(_)) | None => None,
+            Some(Job::Elsewhere(_) | Job::Upstream(_)) | None => None,
         }
     }
 
@@ -136,7 +144,19 @@ impl Node {
     pub(crate) fn parcel(&self) -> Option<Arc<Parcel>> {
         match &self.lock().job {
             Some(Job::Elsewhere(shipment)) => Some(shipment.parcel.clone()),
-            Some(Job::Here(_)) | None => None,
+            Some(Job::Here(_) | Job::Upstream(_)) | None => None,
+        }
+    }
+
+    /// What to send to where the task is scheduled, and what it takes. There is no more need of it here.
+    pub(crate) fn take_outgoing(&self) -> Option<(Arc<Outgoing>, Vec<Arc<Node>>)> {
+        let mut state = self.lock();
+        match state.job.take() {
+            Some(Job::Upstream(outgoing)) => Some((outgoing, std::mem::take(&mut state.inputs))),
+            other => {
+                state.job = other;
+                None
+            }
         }
     }
 
@@ -148,8 +168,13 @@ impl Node {
     pub(crate) fn value<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let stored = match &self.lock().made {
             Some(Made::Object(value) | Made::Scattered(value, _)) => return Ok(Some(value.bind(py).clone())),
-            Some(Made::Stored(stored)) => stored.clone(),
+            Some(Made::Stored(stored)) => Ok(stored.clone()),
+            Some(Made::Sent(sent)) => Err(sent.clone()),
             Some(Made::Failure(_)) | None => return Ok(None),
+        };
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(sent) => return crate::worker::load(py, sent).map(Some),
         };
         crate::transport::load(py, &stored).map(Some)
     }
@@ -242,7 +267,40 @@ impl Node {
             state.end = Some(settled);
             (std::mem::take(&mut state.watchers), failed)
         };
-        watchers.into_iter().for_each(|watcher| watcher.tell(failed));
+        watchers.into_iter().for_each(|watcher| watcher.tell(self, failed));
+    }
+
+    /// In a worker process: how the task ended, which runs elsewhere.
+    pub(crate) fn told(&self, made: Option<Made>, end: Settled) {
+        let failed = matches!(end, Settled::Failed(_));
+        let watchers = {
+            let mut state = self.lock();
+            state.made = made;
+            state.end = Some(end);
+            std::mem::take(&mut state.watchers)
+        };
+        watchers.into_iter().for_each(|watcher| watcher.tell(self, failed));
+    }
+
+    /// The same for the worker whose task has submitted this one.
+    fn tell_worker(&self, connection: &Arc<Connection>) {
+        let failure = match self.end() {
+            None => return,
+            Some(Settled::Failed(failure)) => failure,
+            Some(Settled::Finished) => {
+                let told = self.stored().is_some_and(|stored| stored.tell_end(connection, self.id).is_ok());
+                if told {
+                    return;
+                }
+                self.failed(FailureKind::Unreported(unsent("its result could not be sent")))
+            }
+        };
+        let (fault, raised) = failure.kind.as_fault();
+        if connection.tell_failed(self.id, failure.task, &failure.name, fault, raised).is_err() {
+            let fault = Fault::Unreported(unsent("what it raised could not be sent"));
+            // With nothing beside it, this does not fail.
+            let _ = connection.tell_failed(self.id, failure.task, &failure.name, fault, None);
+        }
     }
 
     fn settled(&self, state: &State, end: End<Work>) -> Settled {
@@ -288,7 +346,7 @@ impl Node {
             };
             matches!(end, Settled::Failed(_))
         };
-        watcher.tell(failed);
+        watcher.tell(self, failed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -297,11 +355,37 @@ impl Node {
 }
 
 impl Watcher {
-    fn tell(self, failed: bool) {
-        if let Watcher::Ring(ring, token) = self {
-            ring.ring(token, failed);
+    fn tell(self, node: &Node, failed: bool) {
+        match self {
+            Watcher::Ring(ring, token) => ring.ring(token, failed),
+            Watcher::Worker(connection) => {
+                if let Some(connection) = connection.upgrade() {
+                    node.tell_worker(&connection);
+                }
+            }
+            Watcher::Keep(_) => {}
         }
     }
+}
+
+impl FailureKind {
+    /// As other processes are told, and what the task raised.
+    fn as_fault(&self) -> (Fault, Option<&Reported>) {
+        let fault = match self {
+            FailureKind::Remote(raised) => return (Fault::Raised, Some(raised)),
+            FailureKind::Raised(_) => Fault::Unreported(unsent("what it raised is in another process")),
+            FailureKind::Unreported(unreported) => Fault::Unreported(unreported.clone()),
+            FailureKind::Cancelled => Fault::Cancelled,
+            FailureKind::Unrunnable => Fault::Unrunnable,
+            FailureKind::Broken => Fault::Broken,
+            FailureKind::Closed => Fault::Closed,
+        };
+        (fault, None)
+    }
+}
+
+fn unsent(why: &str) -> Unreported {
+    Unreported::NoWorkers { why: why.into() }
 }
 
 /// What a node has no more use for.

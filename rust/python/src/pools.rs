@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use rustdask_core::Outcome;
+use rustdask_core::{Attempt, Outcome, TaskId};
 use rustdask_runtime::pool::PoolSpec;
 use rustdask_runtime::processes::{Output, ProcessPool};
 use rustdask_runtime::template::Launch;
@@ -240,19 +240,32 @@ pub(crate) fn serve(seat: Seat<Work>) {
 }
 
 /// While it lives, the task that this thread runs has given its place up, since it waits for others.
-pub(crate) struct Parked(Arc<Seat<Work>>);
+pub(crate) enum Parked {
+    Thread(Arc<Seat<Work>>, TaskId, Attempt),
+    /// In a worker process.
+    Process(crate::worker::Waiting),
+}
 
 impl Parked {
     /// None if this thread runs no task of a graph.
-    pub(crate) fn begin() -> Option<Self> {
-        let (task, attempt) = crate::session::current_task()?;
-        let seat = SEAT.with_borrow(Clone::clone)?;
-        seat.park(task, attempt).then_some(Self(seat))
+    pub(crate) fn begin(py: Python<'_>) -> PyResult<Option<Self>> {
+        if let Some(waiting) = crate::worker::Waiting::begin(py)? {
+            return Ok(Some(Self::Process(waiting)));
+        }
+        let current = crate::session::current_task().zip(SEAT.with_borrow(Clone::clone));
+        let park = |((task, attempt), seat): (_, Arc<Seat<Work>>)| {
+            seat.park(task, attempt).then_some(Self::Thread(seat, task, attempt))
+        };
+        Ok(current.and_then(park))
     }
 
     /// Go on, once it is this task's turn.
-    pub(crate) fn end(self, py: Python<'_>) {
-        py.detach(|| self.0.unpark());
+    pub(crate) fn end(self, py: Python<'_>) -> PyResult<()> {
+        match self {
+            Self::Thread(seat, task, attempt) => py.detach(|| seat.unpark(task, attempt)),
+            Self::Process(waiting) => waiting.end(py)?,
+        }
+        Ok(())
     }
 }
 

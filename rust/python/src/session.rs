@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -28,9 +28,10 @@ use crate::memory::Memory;
 use crate::node::{Job, LocalCall, Made, Node};
 use crate::pools::{self, pools, PATIENCE};
 use crate::scan::{self, Input, Place};
-use crate::shipment::{Functions, Shipping};
+use crate::shipment::{Functions, HeldBlob, Shipping};
+use crate::upstream::{SentFunction, Upstream};
 use crate::work::Work;
-use crate::worker::{granted_tuple, GrantedTuple};
+use crate::worker::{granted_tuple, GrantedTuple, WorkerEndpoint};
 
 thread_local! {
     /// Of the submission that this thread is making.
@@ -48,6 +49,11 @@ struct Current {
 /// The task that the current thread runs, and its attempt.
 pub(crate) fn current_task() -> Option<(TaskId, Attempt)> {
     CURRENT.with_borrow(|current| current.as_ref().map(|current| (current.node.id, current.attempt)))
+}
+
+/// How many tasks stand above one that the current thread submits.
+fn depth_below_current() -> u32 {
+    CURRENT.with_borrow(|current| current.as_ref().map_or(0, |current| current.node.depth + 1))
 }
 
 pub(crate) fn first_task() -> u64 {
@@ -72,8 +78,13 @@ impl Drop for Numbering {
 /// What runs a session's tasks.
 pub(crate) enum Engine {
     Threads(Arc<pools::Threads>),
-    Processes(Arc<pools::Processes>, Shipping),
+    Processes(Arc<pools::Processes>, Arc<Shipping>),
+    /// In a worker process: the pool that it belongs to.
+    Upstream(Arc<Upstream>),
 }
+
+/// In a worker process: the session of its tasks.
+static UPSTREAM: OnceLock<Arc<SessionInner>> = OnceLock::new();
 
 pub(crate) struct SessionInner {
     engine: Engine,
@@ -82,15 +93,23 @@ pub(crate) struct SessionInner {
     owner: u32,
     closed: AtomicBool,
     /// Submissions so far: what was asked for first is done first.
-    generation: AtomicU32,
+    generation: Arc<AtomicU32>,
 }
 
 impl SessionInner {
-    fn event(&self, event: Event) {
+    fn new(engine: Engine, call: CallId) -> Arc<Self> {
+        let (owner, generation) = (std::process::id(), Arc::default());
+        Arc::new(Self { engine, call, owner, closed: AtomicBool::new(false), generation })
+    }
+
+    fn cancel(&self, tasks: Vec<TaskId>, force: bool) -> std::io::Result<()> {
+        let call = self.call;
         match &self.engine {
-            Engine::Threads(pool) => pool.driver.event(event),
-            Engine::Processes(pool, _) => pool.driver.event(event),
+            Engine::Threads(pool) => pool.driver.event(Event::TasksCancelled { call, tasks, force }),
+            Engine::Processes(pool, _) => pool.driver.event(Event::TasksCancelled { call, tasks, force }),
+            Engine::Upstream(upstream) => return upstream.endpoint.cancel(tasks, force),
         }
+        Ok(())
     }
 
     /// Nobody has a handle for the task any more.
@@ -99,8 +118,16 @@ impl SessionInner {
             return;
         }
         match &self.engine {
+            Engine::Upstream(upstream) => upstream.release(task),
             Engine::Threads(pool) => pool.driver.release(self.call, task),
             Engine::Processes(pool, _) => pool.driver.release(self.call, task),
+        }
+    }
+
+    /// The same for a value of the submitter's own. Tasks may be about to take it: workers forget it with its node.
+    pub(crate) fn release_value(&self, task: TaskId) {
+        if matches!(self.engine, Engine::Upstream(_)) {
+            self.release(task);
         }
     }
 
@@ -108,13 +135,20 @@ impl SessionInner {
         match &self.engine {
             Engine::Threads(pool) => pool.driver.reserve(tasks),
             Engine::Processes(pool, _) => pool.driver.reserve(tasks),
+            Engine::Upstream(upstream) => upstream.reserve(tasks),
         }
     }
 
-    fn submit(&self, tasks: Vec<(TaskSpec, Work)>) -> bool {
-        match &self.engine {
-            Engine::Threads(pool) => pool.driver.submit_graph(self.call, tasks),
-            Engine::Processes(pool, _) => pool.driver.submit_graph(self.call, tasks),
+    fn submit(&self, py: Python<'_>, tasks: Vec<(TaskSpec, Work)>) -> PyResult<()> {
+        let open = match &self.engine {
+            Engine::Threads(pool) => py.detach(|| pool.driver.submit_graph(self.call, tasks)),
+            Engine::Processes(pool, _) => py.detach(|| pool.driver.submit_graph(self.call, tasks)),
+            Engine::Upstream(upstream) => return upstream.submit(py, tasks),
+        };
+        if open {
+            Ok(())
+        } else {
+            Err(PyRuntimeError::new_err("the client is closed"))
         }
     }
 
@@ -135,13 +169,14 @@ impl SessionInner {
                 // However long the client is kept.
                 pool.shared.store.trim(Duration::ZERO);
             }
+            Engine::Upstream(_) => {}
         }
     }
 
     /// The pool, where it has output of its own.
     pub(crate) fn processes(&self) -> Option<&Arc<pools::Processes>> {
         match &self.engine {
-            Engine::Threads(_) => None,
+            Engine::Threads(_) | Engine::Upstream(_) => None,
             Engine::Processes(pool, _) => Some(pool),
         }
     }
@@ -164,9 +199,13 @@ impl SessionInner {
 struct Submission<'py> {
     session: Arc<SessionInner>,
     first: u64,
+    /// How many tasks stand above them.
+    depth: u32,
     context: Option<Bound<'py, PyAny>>,
     names: HashMap<usize, Arc<str>>,
-    functions: Functions,
+    /// Functions that were pickled for it.
+    shipped: Functions<HeldBlob>,
+    sent: Functions<SentFunction>,
 }
 
 /// What a task was found to take: tasks of its own submission, by their places, and others.
@@ -185,9 +224,18 @@ impl Submission<'_> {
         let session = self.session.clone();
         let job = match &session.engine {
             Engine::Threads(_) => self.local_call(function, task)?,
-            Engine::Processes(_, shipping) => self.shipment(shipping, &function, task, needs)?,
+            Engine::Processes(_, shipping) => {
+                let arguments = self.with_inputs(task, needs)?;
+                let shipment = shipping.ship(task.py(), &function, &mut self.shipped, arguments, !needs.complex)?;
+                Job::Elsewhere(Arc::new(shipment))
+            }
+            Engine::Upstream(upstream) => {
+                let arguments = self.with_inputs(task, needs)?;
+                let outgoing = upstream.pickle(task.py(), &function, &mut self.sent, arguments, !needs.complex)?;
+                Job::Upstream(Arc::new(outgoing))
+            }
         };
-        Ok(Node::new(TaskId(id), name, job))
+        Ok(Node::new(TaskId(id), name, self.depth, job))
     }
 
     fn local_call<'py>(&self, function: Bound<'py, PyAny>, task: &Bound<'py, PyTuple>) -> PyResult<Job> {
@@ -205,13 +253,7 @@ impl Submission<'_> {
     }
 
     /// Handles among the arguments become inputs. In the pickle, those have the numbers of their tasks.
-    fn shipment<'py>(
-        &mut self,
-        shipping: &Shipping,
-        function: &Bound<'py, PyAny>,
-        task: &Bound<'py, PyTuple>,
-        needs: &Needs,
-    ) -> PyResult<Job> {
+    fn with_inputs<'py>(&self, task: &Bound<'py, PyTuple>, needs: &Needs) -> PyResult<Bound<'py, PyTuple>> {
         let py = task.py();
         let mut arguments = task.get_slice(1, 3);
         if !needs.outside.is_empty() {
@@ -227,8 +269,7 @@ impl Submission<'_> {
                 arguments = filled.cast_into()?;
             }
         }
-        let shipment = shipping.ship(py, function, &mut self.functions, arguments, !needs.complex)?;
-        Ok(Job::Elsewhere(Arc::new(shipment)))
+        Ok(arguments)
     }
 
     fn needs(&self, tasks: usize, task: &Bound<'_, PyTuple>) -> PyResult<Needs> {
@@ -321,8 +362,25 @@ impl Session {
         pool.driver.event(Event::WorkersRequested { count: workers });
         let call = pool.driver.open_call(graph_spec(GRAPH_DEPTH), Arc::new(Mailbox::new(None)));
         let memory = Memory::start(results_limit, folder, &pool, call)?;
-        let shipping = Shipping::new(pool.clone(), call, serializer, memory_limit, memory);
-        Ok(Self::over(Engine::Processes(pool, shipping), call))
+        let shipping = Arc::new(Shipping::new(pool.clone(), call, serializer, memory_limit, memory));
+        let session = Self::over(Engine::Processes(pool.clone(), shipping.clone()), call);
+        pool.shared.set_host(crate::guest::host(&shipping, session.inner.generation.clone()));
+        Ok(session)
+    }
+
+    /// In a worker process: the session of its tasks, which submit to the pool that the worker belongs to.
+    /// `start_stand_in` is called when the task that runs is going to wait, and no thread is there to run others.
+    #[staticmethod]
+    fn upstream(endpoint: &WorkerEndpoint, serializer: Py<PyAny>, start_stand_in: Py<PyAny>) {
+        let upstream = Upstream::new(endpoint.endpoint.clone(), serializer, start_stand_in);
+        // A worker has one.
+        let _ = UPSTREAM.set(SessionInner::new(Engine::Upstream(upstream), CallId(0)));
+    }
+
+    /// It is that of the tasks of this worker process.
+    #[getter]
+    fn is_upstream(&self) -> bool {
+        matches!(self.inner.engine, Engine::Upstream(_))
     }
 
     /// Workers that run, as `(id, rank, pid)`.
@@ -355,12 +413,17 @@ impl Session {
         let mut submission = Submission {
             session: self.inner.clone(),
             first,
+            depth: depth_below_current(),
             context: current_context(py)?,
             names: HashMap::new(),
-            functions: Functions::default(),
+            shipped: Functions::default(),
+            sent: Functions::default(),
         };
         if let Engine::Processes(_, shipping) = &self.inner.engine {
             shipping.begin(py)?;
+        }
+        if let Engine::Upstream(upstream) = &self.inner.engine {
+            upstream.begin(py)?;
         }
         let numbering = Numbering::from(first);
         let mut nodes = Vec::with_capacity(count);
@@ -376,6 +439,7 @@ impl Session {
         let template = TaskSpec {
             priority: Priority {
                 user: priority,
+                depth: submission.depth,
                 generation: self.inner.generation.fetch_add(1, Ordering::Relaxed),
                 order: 0,
             },
@@ -391,9 +455,7 @@ impl Session {
                 specs.get_mut(at).ok_or_else(|| PyValueError::new_err("wanted names a task that is not there"))?;
             spec.0.wanted = true;
         }
-        if !py.detach(|| self.inner.submit(specs)) {
-            return Err(PyRuntimeError::new_err("the client is closed"));
-        }
+        self.inner.submit(py, specs)?;
         let wants =
             wanted.iter().map(|&at| Want { session: self.inner.clone(), node: nodes[at].clone(), outside: false });
         let handles = handles(cls, wants)?;
@@ -408,12 +470,16 @@ impl Session {
         let _inside = Inside::enter()?;
         self.inner.check_open()?;
         let id = self.inner.reserve(1);
-        let name = value.get_type().name()?.to_string().into();
+        let name: Arc<str> = value.get_type().name()?.to_string().into();
         let made = match &self.inner.engine {
             Engine::Threads(_) => Made::Object(value.unbind()),
             Engine::Processes(_, shipping) => {
                 let stored = Arc::new(shipping.place(value.py(), id, &value)?);
                 Made::Scattered(value.unbind(), stored)
+            }
+            Engine::Upstream(upstream) => {
+                upstream.send_value(value.py(), id, &name, &value)?;
+                Made::Object(value.unbind())
             }
         };
         let node = Node::with_result(id, name, made);
@@ -426,17 +492,21 @@ impl Session {
     fn cancel(&self, py: Python<'_>, handles: Vec<Bound<'_, Handle>>, force: bool) -> PyResult<()> {
         let _inside = Inside::enter()?;
         let tasks = handles.iter().map(|handle| Ok(handle.get().node()?.id)).collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| self.inner.event(Event::TasksCancelled { call: self.inner.call, tasks, force }));
-        Ok(())
+        Ok(py.detach(|| self.inner.cancel(tasks, force))?)
     }
 
     /// What the scheduler holds: tasks and workers, by their state.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let out = PyDict::new(py);
         let stats = match &self.inner.engine {
             Engine::Threads(pool) => pool.driver.stats(),
             Engine::Processes(pool, _) => pool.driver.stats(),
+            Engine::Upstream(upstream) => {
+                out.set_item("active", upstream.open())?;
+                out.set_item("workers", upstream.endpoint.workers())?;
+                return Ok(out);
+            }
         };
-        let out = PyDict::new(py);
         out.set_item("active", stats.tasks)?;
         out.set_item("queued", stats.queued)?;
         out.set_item("known", stats.known)?;
@@ -457,6 +527,8 @@ impl Session {
         match &self.inner.engine {
             Engine::Threads(pool) => pool.driver.with(|state, _| state.shell.start_failure()),
             Engine::Processes(pool, _) => pool.driver.with(|state, _| state.shell.start_failure()),
+            // It starts none.
+            Engine::Upstream(_) => String::new(),
         }
     }
 
@@ -494,13 +566,7 @@ impl Session {
     }
 
     fn over(engine: Engine, call: CallId) -> Self {
-        let inner = Arc::new(SessionInner {
-            engine,
-            call,
-            owner: std::process::id(),
-            closed: AtomicBool::new(false),
-            generation: AtomicU32::new(0),
-        });
+        let inner = SessionInner::new(engine, call);
         pools().session_opened(Arc::downgrade(&inner));
         Self { inner, owned: true }
     }
@@ -515,10 +581,21 @@ impl Drop for Session {
     }
 }
 
-/// The session whose task the current thread runs.
+/// The session whose task the current thread runs; in a worker process, that of its tasks.
 #[pyfunction]
 pub(crate) fn current_session() -> Option<Session> {
-    CURRENT.with_borrow(|current| current.as_ref().map(|current| Session::borrowed(current.session.clone())))
+    let current = CURRENT.with_borrow(|current| current.as_ref().map(|current| current.session.clone()));
+    let upstream = || UPSTREAM.get().filter(|session| session.owner == std::process::id()).cloned();
+    current.or_else(upstream).map(Session::borrowed)
+}
+
+/// In a worker process, and not one that was forked from that: where its tasks submit to.
+pub(crate) fn upstream() -> Option<Arc<Upstream>> {
+    let session = UPSTREAM.get().filter(|session| session.owner == std::process::id())?;
+    match &session.engine {
+        Engine::Upstream(upstream) => Some(upstream.clone()),
+        _ => None,
+    }
 }
 
 /// The task that the current thread runs has ended already, as by being cancelled: nobody will see what it makes.

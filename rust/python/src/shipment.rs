@@ -1,7 +1,7 @@
 //! Tasks of graphs, pickled for worker processes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -19,16 +19,29 @@ use crate::transport::{pickle_dumps, DumpedBlob, OutOfBand, Packing};
 const MAX_FUNCTIONS: usize = 1024;
 
 /// Functions that have been pickled. By address; the object is kept, so that nothing else can have that.
-#[derive(Default)]
-pub(crate) struct Functions(HashMap<usize, (Py<PyAny>, Arc<HeldBlob>)>);
+pub(crate) struct Functions<B>(HashMap<usize, (Py<PyAny>, Arc<B>)>);
 
-impl Functions {
-    fn find(&self, function: &Bound<'_, PyAny>) -> Option<Arc<HeldBlob>> {
+impl<B> Default for Functions<B> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<B> Functions<B> {
+    pub(crate) fn find(&self, function: &Bound<'_, PyAny>) -> Option<Arc<B>> {
         self.0.get(&(function.as_ptr() as usize)).map(|(_, blob)| blob.clone())
     }
 
-    fn insert(&mut self, function: &Bound<'_, PyAny>, blob: Arc<HeldBlob>) {
+    pub(crate) fn insert(&mut self, function: &Bound<'_, PyAny>, blob: Arc<B>) {
         self.0.insert(function.as_ptr() as usize, (function.clone().unbind(), blob));
+    }
+
+    /// When there are many, all of them, to be dropped where that is safe.
+    pub(crate) fn make_room(&mut self) -> Self {
+        if self.0.len() >= MAX_FUNCTIONS {
+            return std::mem::take(self);
+        }
+        Self::default()
     }
 }
 
@@ -79,7 +92,7 @@ impl Drop for Held {
 }
 
 /// A pickle that many tasks refer to. Workers forget it with the last of them.
-struct HeldBlob {
+pub(crate) struct HeldBlob {
     blob: Arc<Blob>,
     held: Held,
 }
@@ -94,8 +107,8 @@ impl Drop for HeldBlob {
 
 /// Pickles the tasks of a session.
 pub(crate) struct Shipping {
-    pool: Arc<Processes>,
-    call: CallId,
+    pub(crate) pool: Arc<Processes>,
+    pub(crate) call: CallId,
     /// A `GraphSerializer`.
     serializer: Py<PyAny>,
     memory_limit: u64,
@@ -106,8 +119,19 @@ pub(crate) struct Shipping {
 #[derive(Default)]
 struct Known {
     /// Those that come out the same each time.
-    functions: Functions,
+    functions: Functions<HeldBlob>,
     settings: Option<Arc<HeldBlob>>,
+    /// Functions that workers have, by their numbers: tasks submit those, too.
+    by_number: HashMap<BlobId, Weak<HeldBlob>>,
+}
+
+impl Known {
+    fn note(&mut self, blob: &Arc<HeldBlob>) {
+        if self.by_number.len() == self.by_number.capacity() {
+            self.by_number.retain(|_, blob| blob.strong_count() > 0);
+        }
+        self.by_number.insert(blob.blob.id, Arc::downgrade(blob));
+    }
 }
 
 impl Shipping {
@@ -142,7 +166,7 @@ impl Shipping {
         &self,
         py: Python<'py>,
         function: &Bound<'py, PyAny>,
-        functions: &mut Functions,
+        functions: &mut Functions<HeldBlob>,
         arguments: Bound<'py, PyTuple>,
         plain: bool,
     ) -> PyResult<Shipment> {
@@ -176,7 +200,7 @@ impl Shipping {
         &self,
         py: Python<'py>,
         function: &Bound<'py, PyAny>,
-        functions: &mut Functions,
+        functions: &mut Functions<HeldBlob>,
     ) -> PyResult<Arc<HeldBlob>> {
         if let Some(blob) = functions.find(function).or_else(|| self.lock().functions.find(function)) {
             return Ok(blob);
@@ -185,17 +209,50 @@ impl Shipping {
         let dumped: DumpedBlob<'_> = dumped.extract()?;
         let is_constant = dumped.1;
         let blob = Arc::new(self.blob(py, dumped)?);
+        let mut known = self.lock();
+        known.note(&blob);
         if !is_constant {
             functions.insert(function, blob.clone());
             return Ok(blob);
         }
-        let mut known = self.lock();
-        let full = known.functions.0.len() >= MAX_FUNCTIONS;
-        let before = if full { std::mem::take(&mut known.functions) } else { Functions::default() };
+        let before = known.functions.make_room();
         known.functions.insert(function, blob.clone());
         drop(known);
         drop(before);
         Ok(blob)
+    }
+
+    /// A function that a task submits. `same_as`: the blob that its worker got it in.
+    pub(crate) fn function_of_worker(&self, id: BlobId, same_as: Option<BlobId>, contents: Contents) -> Arc<HeldBlob> {
+        let mut known = self.lock();
+        let same = same_as.and_then(|id| known.by_number.get(&id)).and_then(Weak::upgrade);
+        if let Some(same) = same {
+            return same;
+        }
+        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let blob = Arc::new(HeldBlob { blob: Arc::new(Blob { id, contents }), held });
+        known.note(&blob);
+        blob
+    }
+
+    /// A task that a task has submitted. `None` if nothing was ever submitted here.
+    pub(crate) fn of_worker(&self, function: Arc<HeldBlob>, contents: Contents) -> Option<Shipment> {
+        let settings = self.lock().settings.clone()?;
+        let blobs = [settings, function];
+        let parcel = Parcel {
+            call: self.call,
+            contents,
+            blobs: blobs.iter().map(|held| held.blob.clone()).collect(),
+            memory_limit: self.memory_limit,
+        };
+        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        Some(Shipment { parcel: Arc::new(parcel), memory: self.memory.clone(), held, blobs })
+    }
+
+    /// A value that tasks submitted by a task take. Workers forget it with the last of them.
+    pub(crate) fn value_of_worker(&self, task: TaskId, contents: Contents) -> Stored {
+        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        Stored::Placed { contents, held: Box::new(HeldValue { task, held }) }
     }
 
     fn blob<'py>(&self, py: Python<'py>, (id, _, pickle, buffers): DumpedBlob<'py>) -> PyResult<HeldBlob> {

@@ -11,9 +11,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList};
+use rustdask_core::ending::Unreported;
 use rustdask_core::message::{Access, Body, Buffer, Report};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId, WorkerId};
-use rustdask_runtime::driver::Unreported;
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
 use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::shm::{self, MIN_SEGMENT_BYTES};
@@ -156,7 +156,13 @@ impl<'py> Packing<'_, 'py> {
         buffers: &[OutOfBand<'py>],
         held: &mut Vec<SegmentId>,
     ) -> PyResult<Packed> {
-        let contents = Contents { inline: Vec::new(), body: Body::Inline, buffers: Vec::new(), segments: Vec::new() };
+        let contents = Contents {
+            inline: Vec::new(),
+            body: Body::Inline,
+            buffers: Vec::new(),
+            segments: Vec::new(),
+            leases: Vec::new(),
+        };
         let mut packed = Packed { contents, placed_bytes: 0, saved_bytes: 0 };
         self.place(buffers, held, &mut packed)?;
         let bytes = pickle.as_bytes();
@@ -234,6 +240,15 @@ pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py,
             return Err(PyRuntimeError::new_err("what this process has placed, it does not load"));
         }
     };
+    unpickle(&pickle, buffers)
+}
+
+/// A pickle and its buffers as an object.
+pub(crate) fn unpickle<'py>(
+    pickle: &Bound<'py, PyAny>,
+    buffers: Vec<Bound<'py, SharedBuffer>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = pickle.py();
     let loads = pickle_loads(py)?;
     if buffers.is_empty() {
         return loads.call1((pickle,));

@@ -89,9 +89,10 @@ impl Ring {
         }
         let _attendance = crate::output::Attendance::start();
         crate::pools::check_open()?;
-        let parked = if deadline.is_some_and(|at| at <= Instant::now()) { None } else { crate::pools::Parked::begin() };
+        let parked =
+            if deadline.is_some_and(|at| at <= Instant::now()) { None } else { crate::pools::Parked::begin(py)? };
         let waited = self.wait_in_slices(py, deadline, wake_at, done);
-        parked.into_iter().for_each(|parked| parked.end(py));
+        parked.map_or(Ok(()), |parked| parked.end(py))?;
         waited
     }
 

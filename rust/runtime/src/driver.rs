@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use rustdask_core::ending::{Obituary, Unreported};
 use rustdask_core::scheduler::Config;
 use rustdask_core::{
     Action, Actions, Attempt, CallId, CallSpec, Event, Grant, KillReason, Outcome, Resolution, Scheduler, TaskId,
@@ -73,25 +74,6 @@ pub enum End<P> {
     Broken,
     /// Its call was closed.
     Closed,
-}
-
-/// Why a task ended without a report of its worker.
-#[derive(Debug)]
-pub enum Unreported {
-    Crashed { obituary: Obituary, deaths: u32 },
-    TimedOut,
-    NoWorkers { why: String },
-}
-
-/// What is known of a worker that died.
-#[derive(Clone, Debug, Default)]
-pub struct Obituary {
-    pub exit_code: Option<i32>,
-    pub signal: Option<i32>,
-    pub peak_memory_bytes: Option<u64>,
-    pub stderr: String,
-    /// Why rustdask itself ended it, if it did.
-    pub reason: Option<String>,
 }
 
 /// Word for the one who made a call.

@@ -5,6 +5,7 @@
 //! The thread that runs tasks writes its reports itself. Those of short tasks wait for each other, in memory that the
 //! parent can read should the process end; the I/O thread sends them when a longer task has come in between.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustdask_core::frame::{self, Frame};
 use rustdask_core::message::{Access, Body, Buffer, Extent, FromWorker, Report, RunTask, Timings, ToWorker};
-use rustdask_core::{Attempt, BlobId, SegmentId, TaskId};
+use rustdask_core::{Attempt, BlobId, SegmentId, TaskId, WorkerId};
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::time::{
     timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
@@ -21,6 +22,7 @@ use rustix::time::{
 
 use crate::cursor::Cursor;
 use crate::shm::{Ledger, Mapping, PageMap, Segment};
+use crate::upstream::{Baton, Upstream};
 use crate::wire::{self, Inbox, Read};
 
 /// Recycled segments that are kept for the next results: this many bytes and segments, this long.
@@ -78,12 +80,14 @@ struct Queued {
 }
 
 /// Where a blob's pickle is, what came in the frame, and its buffers.
-type SentBlob = (Body, Arc<Vec<u8>>, Vec<Buffer>);
+pub(crate) type SentBlob = (Body, Arc<Vec<u8>>, Vec<Buffer>);
 
 #[derive(Default)]
-struct Inner {
+pub(crate) struct Inner {
     waiting: VecDeque<Queued>,
-    running: Option<Running>,
+    pub(crate) running: Option<Running>,
+    pub(crate) baton: Baton,
+    pub(crate) welcome: Option<(WorkerId, u32)>,
     early: HashSet<(TaskId, Attempt)>,
     blobs: HashMap<BlobId, SentBlob>,
     forgotten: Vec<BlobId>,
@@ -99,9 +103,9 @@ struct Inner {
     results: Results,
 }
 
-struct Running {
-    task: TaskId,
-    attempt: Attempt,
+pub(crate) struct Running {
+    pub(crate) task: TaskId,
+    pub(crate) attempt: Attempt,
     cursor: Arc<Cursor>,
     begun: Instant,
 }
@@ -183,8 +187,9 @@ pub struct Endpoint {
     outgoing: Mutex<Outgoing>,
     /// Goes off when reports are overdue.
     timer: OwnedFd,
-    inner: Mutex<Inner>,
-    arrived: Condvar,
+    pub(crate) inner: Mutex<Inner>,
+    pub(crate) arrived: Condvar,
+    pub(crate) upstream: Upstream,
     pages: Option<PageMap>,
 }
 
@@ -198,6 +203,7 @@ impl Endpoint {
             timer: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?,
             inner: Mutex::default(),
             arrived: Condvar::new(),
+            upstream: Upstream::default(),
             // Without it (a hardened /proc), mappings are not reused between tasks.
             pages: PageMap::open().ok(),
         });
@@ -211,8 +217,11 @@ impl Endpoint {
     /// Wait for the next task, at most `limit`.
     pub fn next_task(&self, limit: Duration) -> io::Result<Option<Task>> {
         let mut inner = self.inner.lock().expect("no holder panics");
-        if inner.waiting.is_empty() && !limit.is_zero() {
+        if inner.waiting.is_empty() && !limit.is_zero() && !inner.baton.is_asked_for() {
             inner = self.arrived.wait_timeout(inner, limit).expect("no holder panics").0;
+        }
+        if inner.baton.is_asked_for() {
+            return Ok(None);
         }
         let Some(queued) = inner.waiting.pop_front() else { return Ok(None) };
         let (task, attempt, cursor) = (queued.run.task, queued.run.attempt, queued.cursor.clone());
@@ -317,8 +326,8 @@ impl Endpoint {
         self.write(&mut outgoing, &finished, inline, None)
     }
 
-    /// After a task and all that it referred to: undo what it wrote to its arguments, so that the next
-    /// task finds them as they were sent. Mappings that somebody has kept are left to them.
+    /// Before the next task: undo what the one before wrote to its arguments, so that this finds them as they were
+    /// sent. Mappings that somebody has kept, as a task does that waits, are left to them.
     pub fn settle(&self) {
         let mut inner = self.inner.lock().expect("no holder panics");
         if inner.mappings.is_empty() {
@@ -350,7 +359,7 @@ impl Endpoint {
         self.send(&FromWorker::Log, record, None)
     }
 
-    fn send(&self, message: &FromWorker, body: &[u8], fd: Option<&Segment>) -> io::Result<()> {
+    pub(crate) fn send(&self, message: &FromWorker, body: &[u8], fd: Option<&Segment>) -> io::Result<()> {
         let mut outgoing = self.outgoing.lock().expect("no holder panics");
         self.write(&mut outgoing, message, body, fd)
     }
@@ -392,6 +401,22 @@ impl Endpoint {
         wire::write_blocking(self.socket.as_fd(), outgoing.ledger.as_bytes(), None)?;
         outgoing.sent();
         Ok(())
+    }
+
+    /// Write frames that were put together before, after the reports that wait.
+    pub(crate) fn send_frames(&self, frames: &[u8]) -> io::Result<()> {
+        let mut outgoing = self.outgoing.lock().expect("no holder panics");
+        let mut bytes = outgoing.ledger.as_bytes().to_vec();
+        bytes.extend_from_slice(frames);
+        wire::write_blocking(self.socket.as_fd(), &bytes, None)?;
+        outgoing.sent();
+        Ok(())
+    }
+
+    /// What was sent, with its buffers in mappings that no task is given.
+    pub(crate) fn open(&self, (body, inline, buffers): SentBlob) -> io::Result<Blob> {
+        let mut inner = self.inner.lock().expect("no holder panics");
+        Ok(Blob { body: inner.bytes(body, inline)?, buffers: inner.own_views(&buffers)? })
     }
 
     fn read_until_closed(&self) {
@@ -451,6 +476,10 @@ impl Endpoint {
         match frame.message {
             ToWorker::Run(run) => self.queue(run, frame.body)?,
             ToWorker::Retract { task, attempt } => self.retract(task, attempt)?,
+            ToWorker::Welcome { worker, workers } => self.welcome(worker, workers),
+            ToWorker::Ended { task, how, body, buffers } => {
+                self.tell_ended(task, how, (body, Arc::new(frame.body), buffers))?;
+            }
             ToWorker::Recycle { segment } => {
                 let recycled = self.inner.lock().expect("no holder panics").results.recycle(segment);
                 if !recycled {
@@ -510,6 +539,8 @@ impl Endpoint {
         let mut inner = self.inner.lock().expect("no holder panics");
         let kept = match &inner.running {
             Some(running) if (running.task, running.attempt) == (task, attempt) => Some(running.cursor.cut()),
+            // It has begun, if no more than that.
+            _ if inner.baton.has_parked(task, attempt) => Some(1),
             _ => {
                 let before = inner.waiting.len();
                 inner.waiting.retain(|queued| (queued.run.task, queued.run.attempt) != (task, attempt));
@@ -584,21 +615,41 @@ impl Inner {
         buffers.iter().map(|buffer| self.view(buffer.extent, buffer.access)).collect()
     }
 
+    /// The same in mappings of their own, one for each segment.
+    fn own_views(&self, buffers: &[Buffer]) -> io::Result<Vec<View>> {
+        let mut mappings = HashMap::new();
+        let mut view = |buffer: &Buffer| {
+            let key = (buffer.extent.segment, buffer.access);
+            let mapping = match mappings.entry(key) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(self.map(key)?),
+            };
+            view_of(mapping, buffer.extent)
+        };
+        buffers.iter().map(&mut view).collect()
+    }
+
     fn view(&mut self, extent: Extent, access: Access) -> io::Result<View> {
         let key = (extent.segment, access);
         if !self.mappings.contains_key(&key) {
-            let segment = self
-                .segments
-                .get(&extent.segment)
-                .ok_or_else(|| invalid("a task names a segment that was not sent"))?;
-            self.mappings.insert(key, Arc::new(segment.map(access)?));
+            let mapping = self.map(key)?;
+            self.mappings.insert(key, mapping);
         }
-        let mapping = self.mappings[&key].clone();
-        if mapping.range(extent.offset, extent.bytes).is_none() {
-            return Err(invalid("a task names memory outside its segment"));
-        }
-        Ok(View { mapping, offset: extent.offset, bytes: extent.bytes })
+        view_of(&self.mappings[&key], extent)
     }
+
+    fn map(&self, (segment, access): (SegmentId, Access)) -> io::Result<Arc<Mapping>> {
+        let segment = self.segments.get(&segment);
+        let segment = segment.ok_or_else(|| invalid("a task names a segment that was not sent"))?;
+        Ok(Arc::new(segment.map(access)?))
+    }
+}
+
+fn view_of(mapping: &Arc<Mapping>, extent: Extent) -> io::Result<View> {
+    if mapping.range(extent.offset, extent.bytes).is_none() {
+        return Err(invalid("a task names memory outside its segment"));
+    }
+    Ok(View { mapping: mapping.clone(), offset: extent.offset, bytes: extent.bytes })
 }
 
 /// Page faults of this process that needed no reading from a disk.

@@ -18,4 +18,5 @@ pub mod stored;
 pub mod template;
 pub mod threads;
 pub mod trim;
+pub mod upstream;
 pub mod wire;

@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use rustdask_core::message::{Body, Buffer, Granted, Linked, RunTask, ToWorker};
+use rustdask_core::message::{Access, Body, Buffer, Granted, Linked, RunTask, ToWorker};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId};
 
 use crate::driver::Links;
-use crate::processes::{Connection, Told};
+use crate::processes::{Connection, Lease, Reported, Told};
 use crate::shm::Segment;
 
 /// Bytes on their way: a pickle, its buffers, and the shared memory that they are in.
@@ -17,11 +17,31 @@ pub struct Contents {
     pub body: Body,
     pub buffers: Vec<Buffer>,
     pub segments: Vec<(SegmentId, Arc<Segment>)>,
+    /// What is in the memory of the worker that it came from.
+    pub leases: Vec<Lease>,
 }
 
 impl Contents {
-    pub(crate) fn announce(&self, connection: &Connection, told: &mut Told) -> io::Result<()> {
-        self.segments.iter().try_for_each(|(id, segment)| connection.announce(told, *id, segment))
+    /// What a worker has sent, for other workers.
+    pub(crate) fn of_worker(body: Reported, buffers: Vec<Lease>) -> io::Result<Self> {
+        let access = Access::CopyOnWrite;
+        let shown = buffers.iter().map(|lease| Ok(Buffer { extent: lease.shown_as()?, access }));
+        let shown = shown.collect::<io::Result<Vec<_>>>()?;
+        let mut leases = buffers;
+        let (inline, body) = match body {
+            Reported::Inline(bytes) => (bytes, Body::Inline),
+            Reported::Leased(lease) => {
+                let body = Body::InSegment(lease.shown_as()?);
+                leases.push(lease);
+                (Vec::new(), body)
+            }
+        };
+        Ok(Self { inline, body, buffers: shown, segments: Vec::new(), leases })
+    }
+
+    pub(crate) fn announce(&self, connection: &Arc<Connection>, told: &mut Told) -> io::Result<()> {
+        self.segments.iter().try_for_each(|(id, segment)| connection.announce(told, *id, segment))?;
+        self.leases.iter().try_for_each(|lease| lease.show(connection, told, None).map(|_| ()))
     }
 }
 
@@ -42,7 +62,7 @@ pub struct Parcel {
 impl Blob {
     /// Whether workers should let go of it as soon as the call ends, and not when they are next spoken to.
     pub fn is_large(&self) -> bool {
-        !self.contents.segments.is_empty()
+        !(self.contents.segments.is_empty() && self.contents.leases.is_empty())
     }
 }
 

@@ -4,6 +4,7 @@
 //! writes them straight to the worker's socket; the I/O thread reads reports and output, watches memory
 //! and idle time, and learns from the template how a worker ended.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,22 +12,26 @@ use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use rustdask_core::ending::Obituary;
 use rustdask_core::message::{Access, Body, Extent, FromWorker, Report, Timings, ToWorker};
+use rustdask_core::nested::FromTask;
 use rustdask_core::{Attempt, BlobId, CallId, Event, KillReason, Outcome, SegmentId, TaskId, WorkerId, WorkerSpec};
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, Notify};
 
-use crate::driver::{Driver, Inputs, Job, Notice, Obituary, Payload, Shell};
+use crate::driver::{Driver, Inputs, Job, Notice, Payload, Shell};
 use crate::endpoint::View;
 use crate::fork;
 use crate::group;
+use crate::parcel::Contents;
 use crate::pool::PoolSpec;
 use crate::shm::{Ledger, Mapping, Segment};
 use crate::store::Store;
 use crate::stored::Shown;
 use crate::template::{Launch, News, Template, WorkerEnds};
+use crate::upstream::{Guest, Host};
 use crate::wire::{Inbox, Outbox, Read};
 
 /// Tasks that a worker may hold, the running one included: it never waits for us between two. Calls ask for less.
@@ -181,15 +186,22 @@ impl Lease {
     }
 
     /// Let a worker look at it; where it finds it.
-    pub(crate) fn show(&self, to: &Arc<Connection>, told: &mut Told, task: TaskId) -> io::Result<Extent> {
+    pub(crate) fn show(&self, to: &Arc<Connection>, told: &mut Told, task: Option<TaskId>) -> io::Result<Extent> {
+        let extent = self.shown_as()?;
+        let mut shown = self.0.shown.lock().expect("no holder panics");
+        shown.as_mut().expect("just made").to(to, told, task)?;
+        Ok(extent)
+    }
+
+    /// Where workers find it that it has been shown to.
+    pub(crate) fn shown_as(&self) -> io::Result<Extent> {
         let mut shown = self.0.shown.lock().expect("no holder panics");
         if shown.is_none() {
             let id = self.0.shared.store.fresh_id();
             *shown = Some(Shown::new(id, self.segment()?));
         }
-        let shown = shown.as_mut().expect("just made");
-        shown.to(to, told, task)?;
-        Ok(Extent { segment: shown.id, ..self.0.extent })
+        let segment = shown.as_ref().expect("just made").id;
+        Ok(Extent { segment, ..self.0.extent })
     }
 
     pub(crate) fn copy_to(&self, segment: &Segment, offset: u64) -> io::Result<()> {
@@ -514,9 +526,17 @@ pub struct Shared {
     leases: AtomicUsize,
     /// Descriptors of segments of workers that are kept, to hand them on.
     descriptors: Arc<AtomicUsize>,
+    /// Who takes on what tasks submit.
+    host: OnceLock<Host>,
 }
 
 impl Shared {
+    /// From now on, tasks may submit tasks.
+    pub fn set_host(&self, host: Host) {
+        // Nobody sets it twice.
+        let _ = self.host.set(host);
+    }
+
     pub fn take_outputs(&self) -> Vec<Output> {
         std::mem::take(&mut self.outputs.lock().expect("no holder panics"))
     }
@@ -580,6 +600,7 @@ impl<P: Payload> ProcessPool<P> {
             deaths: AtomicU64::new(0),
             leases: AtomicUsize::new(0),
             descriptors: Arc::default(),
+            host: OnceLock::new(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let io = Io { driver: driver.clone(), shared: shared.clone(), launch, template: None, awaited: HashMap::new() };
@@ -791,8 +812,13 @@ impl<P: Payload> Io<P> {
         let (ended, obituary) = oneshot::channel();
         self.awaited.insert(worker, ended);
         let entry = Worker { connection: connection.clone(), holds: 0, idle_since: Instant::now(), ready: false };
-        self.driver.with(|state, _| state.shell.workers.insert(worker, entry));
-        let serving = Serving { connection, driver: self.driver.clone(), shared: self.shared.clone(), ends: near };
+        let workers = self.driver.with(|state, _| {
+            state.shell.workers.insert(worker, entry);
+            state.shell.spec.max_workers
+        });
+        connection.outbox.send(&ToWorker::Welcome { worker, workers }, &[], None);
+        let (driver, shared) = (self.driver.clone(), self.shared.clone());
+        let serving = Serving { connection, driver, shared, ends: near, guest: RefCell::default() };
         tokio::task::spawn_local(serving.run(obituary));
         Ok(())
     }
@@ -955,6 +981,8 @@ fn private_memory(pid: i32) -> Option<u64> {
 enum TaskNews {
     Finished(TaskId, Attempt, Delivery),
     Returned(TaskId, Attempt, u32),
+    Parked(TaskId, Attempt),
+    Resumed(TaskId, Attempt),
 }
 
 /// One worker's connection, served until it closes.
@@ -963,6 +991,8 @@ struct Serving<P: Payload> {
     driver: Arc<Driver<ProcessShell<P>>>,
     shared: Arc<Shared>,
     ends: Ends,
+    /// What takes on what its tasks submit, once one has.
+    guest: RefCell<Option<Box<dyn Guest>>>,
 }
 
 impl<P: Payload> Serving<P> {
@@ -1065,6 +1095,8 @@ impl<P: Payload> Serving<P> {
                     news.push(TaskNews::Finished(task, attempt, delivery));
                 }
                 FromWorker::Returned { task, attempt, kept } => news.push(TaskNews::Returned(task, attempt, kept)),
+                FromWorker::Parked { task, attempt } => news.push(TaskNews::Parked(task, attempt)),
+                FromWorker::Resumed { task, attempt } => news.push(TaskNews::Resumed(task, attempt)),
                 FromWorker::Segment { segment, bytes } => {
                     let received = Segment::from_fd(inbox.take_fd()?, bytes);
                     let received = Arc::new(Received::new(received, &self.shared.descriptors)?);
@@ -1074,10 +1106,56 @@ impl<P: Payload> Serving<P> {
                     self.connection.results.lock().expect("no holder panics").remove(&segment);
                 }
                 FromWorker::Kept { segment } => self.shared.store.keep(segment),
+                FromWorker::Nested(word) => {
+                    // The machine hears of things in the order in which they happened.
+                    if !news.is_empty() {
+                        self.tell(std::mem::take(news));
+                    }
+                    self.hear_task(word, frame.body)?;
+                }
                 FromWorker::Log => self.shared.output(Output { error_stream: true, text: frame.body, log: true }),
             }
         }
         Ok(())
+    }
+
+    /// What a task of the worker says.
+    fn hear_task(&self, word: FromTask, inline: Vec<u8>) -> io::Result<()> {
+        let mut guest = self.guest.borrow_mut();
+        let guest = match &mut *guest {
+            Some(guest) => guest,
+            empty => {
+                let host = self.shared.host.get().ok_or_else(|| invalid("a task submits where none can"))?;
+                empty.insert(host(&self.connection))
+            }
+        };
+        match word {
+            FromTask::Function { function, same_as, body, buffers } => {
+                guest.function(function, same_as, self.received(body, inline, &buffers)?)
+            }
+            FromTask::ForgetFunction { function } => guest.forget_function(function),
+            FromTask::Value { task, name, body, buffers } => {
+                guest.value(task, name, self.received(body, inline, &buffers)?)
+            }
+            FromTask::Task(mut task) => {
+                let contents = self.received(task.body, inline, &std::mem::take(&mut task.buffers))?;
+                guest.task(task, contents);
+            }
+            FromTask::Submit { by } => guest.submit(by)?,
+            FromTask::Release { tasks } => guest.release(tasks),
+            FromTask::Cancel { tasks, force } => guest.cancel(tasks, force),
+        }
+        Ok(())
+    }
+
+    /// What the worker has sent, for other workers.
+    fn received(&self, body: Body, inline: Vec<u8>, buffers: &[Extent]) -> io::Result<Contents> {
+        let lease = |extent: &Extent| self.connection.lease(*extent, &self.shared);
+        let body = match body {
+            Body::Inline => Reported::Inline(inline),
+            Body::InSegment(extent) => Reported::Leased(lease(&extent)?),
+        };
+        Contents::of_worker(body, buffers.iter().map(lease).collect::<io::Result<_>>()?)
     }
 
     fn delivery(
@@ -1149,6 +1227,8 @@ impl<P: Payload> Serving<P> {
                         }
                         events.push_back(Event::TaskReturned { worker, task, attempt, kept });
                     }
+                    TaskNews::Parked(task, attempt) => events.push_back(Event::TaskParked { worker, task, attempt }),
+                    TaskNews::Resumed(task, attempt) => events.push_back(Event::TaskResumed { worker, task, attempt }),
                 }
             }
             (garbage, dropped, unpinned)
@@ -1189,6 +1269,8 @@ impl<P: Payload> Serving<P> {
             reason: connection.reason.lock().expect("no holder panics").clone(),
         };
         let worker = connection.worker;
+        // What it has submitted, nobody waits for any more.
+        drop(self.guest.take());
         let unpinned = self.driver.with(|state, events| {
             let mut unpinned = Vec::new();
             if let Some(entry) = state.shell.workers.remove(&worker) {

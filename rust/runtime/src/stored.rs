@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
 use rustdask_core::message::{Access, Body, Buffer, Extent, ToWorker};
+use rustdask_core::nested::Ended;
 use rustdask_core::{SegmentId, TaskId};
 
 use crate::endpoint::View;
@@ -47,27 +48,41 @@ pub struct Spilled {
 impl Stored {
     /// Tell a worker what it needs to have the result under the number of its task, with what is flushed next.
     pub(crate) fn ship(&self, connection: &Arc<Connection>, told: &mut Told, task: TaskId) -> io::Result<()> {
+        let (body, inline, buffers) = self.parts(connection, told, Some(task))?;
+        connection.outbox.hold(&ToWorker::Result { task, body, buffers }, inline, None);
+        Ok(())
+    }
+
+    /// The result as a worker gets it, which knows the memory that it is in from here on. `task`: what it is to forget
+    /// before that.
+    fn parts(
+        &self,
+        connection: &Arc<Connection>,
+        told: &mut Told,
+        task: Option<TaskId>,
+    ) -> io::Result<(Body, &[u8], Vec<Buffer>)> {
         match self {
             Self::Placed { contents, .. } => {
                 contents.announce(connection, told)?;
-                let message = ToWorker::Result { task, body: contents.body, buffers: contents.buffers.clone() };
-                connection.outbox.hold(&message, &contents.inline, None);
+                Ok((contents.body, &contents.inline, contents.buffers.clone()))
             }
             Self::Made { body, buffers, .. } => {
-                let (body, inline) = match body {
-                    Reported::Inline(bytes) => (Body::Inline, &bytes[..]),
-                    Reported::Leased(lease) => (Body::InSegment(lease.show(connection, told, task)?), &[][..]),
-                };
+                let (body, inline) = body.parts(connection, told, task)?;
                 let buffers = buffers.iter().map(|lease| Ok(private(lease.show(connection, told, task)?)));
-                let buffers = buffers.collect::<io::Result<Vec<_>>>()?;
-                connection.outbox.hold(&ToWorker::Result { task, body, buffers }, inline, None);
+                Ok((body, inline, buffers.collect::<io::Result<_>>()?))
             }
             Self::Spilled(Spilled { inline, body, buffers, file, .. }) => {
                 file.lock().expect("no holder panics").to(connection, told, task)?;
-                let buffers = buffers.iter().map(|extent| private(*extent)).collect();
-                connection.outbox.hold(&ToWorker::Result { task, body: *body, buffers }, inline, None);
+                Ok((*body, inline, buffers.iter().map(|extent| private(*extent)).collect()))
             }
         }
+    }
+
+    /// Tell a worker of the end of a task that it has submitted, with its result.
+    pub fn tell_end(&self, connection: &Arc<Connection>, task: TaskId) -> io::Result<()> {
+        let mut told = connection.told();
+        let (body, inline, buffers) = self.parts(connection, &mut told, None)?;
+        connection.outbox.send(&ToWorker::Ended { task, how: Ended::Finished, body, buffers }, inline, None);
         Ok(())
     }
 
@@ -122,6 +137,21 @@ impl Spilled {
     }
 }
 
+impl Reported {
+    /// As a worker gets it, which knows the memory that it is in from here on.
+    pub(crate) fn parts(
+        &self,
+        connection: &Arc<Connection>,
+        told: &mut Told,
+        task: Option<TaskId>,
+    ) -> io::Result<(Body, &[u8])> {
+        Ok(match self {
+            Self::Inline(bytes) => (Body::Inline, &bytes[..]),
+            Self::Leased(lease) => (Body::InSegment(lease.show(connection, told, task)?), &[][..]),
+        })
+    }
+}
+
 fn private(extent: Extent) -> Buffer {
     Buffer { extent, access: Access::CopyOnWrite }
 }
@@ -131,7 +161,7 @@ pub(crate) struct Shown {
     pub(crate) id: SegmentId,
     pub(crate) segment: Arc<Segment>,
     /// With the tasks whose results are there.
-    told: Vec<(Weak<Connection>, TaskId)>,
+    told: Vec<(Weak<Connection>, Option<TaskId>)>,
 }
 
 impl Shown {
@@ -139,9 +169,14 @@ impl Shown {
         Self { id, segment, told: Vec::new() }
     }
 
-    pub(crate) fn to(&mut self, connection: &Arc<Connection>, told: &mut Told, task: TaskId) -> io::Result<()> {
+    pub(crate) fn to(&mut self, connection: &Arc<Connection>, told: &mut Told, task: Option<TaskId>) -> io::Result<()> {
         connection.announce(told, self.id, &self.segment)?;
-        self.told.push((Arc::downgrade(connection), task));
+        let known = |(to, of): &(Weak<Connection>, Option<TaskId>)| {
+            std::ptr::eq(to.as_ptr(), Arc::as_ptr(connection)) && *of == task
+        };
+        if task.is_some() || !self.told.iter().any(known) {
+            self.told.push((Arc::downgrade(connection), task));
+        }
         Ok(())
     }
 }
@@ -150,7 +185,7 @@ impl Drop for Shown {
     fn drop(&mut self) {
         for (connection, task) in &self.told {
             if let Some(connection) = connection.upgrade() {
-                connection.forget_result(*task);
+                task.iter().for_each(|task| connection.forget_result(*task));
                 connection.forget(self.id);
             }
         }

@@ -7,11 +7,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use rustdask_core::ending::Obituary;
 use rustdask_core::scheduler::Config;
 use rustdask_core::{Attempt, CallId, Event, KillReason, Outcome, TaskId, WorkerId, WorkerSpec};
 
 use crate::cursor::Cursor;
-use crate::driver::{Driver, Job, Notice, Obituary, Payload, Shell};
+use crate::driver::{Driver, Job, Notice, Payload, Shell};
 use crate::pool::PoolSpec;
 
 /// Ids from here on are helpers'; the machine numbers its own workers from 0.
@@ -338,13 +339,15 @@ impl<P: Payload> Seat<P> {
     }
 
     /// After [`Seat::park`]: wait until whoever has the seat is between two tasks, and take it back.
-    pub fn unpark(&self) {
+    pub fn unpark(&self, task: TaskId, attempt: Attempt) {
         let mut state = self.state();
         state.returning += 1;
         self.slot.filled.notify_all();
         let mut state = self.slot.vacated.wait_while(state, |state| !state.vacant).expect("no holder panics");
         state.vacant = false;
         state.returning -= 1;
+        drop(state);
+        self.driver.event(Event::TaskResumed { worker: self.worker, task, attempt });
     }
 
     /// Leave the seat to a thread that is returning to it, if one is.

@@ -153,6 +153,11 @@ impl Call {
         self.unstarted -= 1;
     }
 
+    /// Takes back what [`Call::begin`] counted: another task goes on before it.
+    pub(super) fn stand_back(&mut self) {
+        self.unstarted += 1;
+    }
+
     /// Takes back what [`Call::gain`] counted.
     pub(super) fn lose(&mut self, worker: WorkerId, slot: &Slot, head: bool) {
         if let Some(count) = self.engaged.get_mut(&worker) {

@@ -57,7 +57,8 @@ impl Scheduler {
 
     fn check_worker(&self, id: WorkerId, worker: &Worker) -> Verdict {
         let say = |what: &str| format!("{id:?}: {what}: {worker:?}");
-        ensure(worker.slots.len() <= worker.spec.depth as usize, || say("too deep"))?;
+        let handed_out = worker.slots.iter().filter(|slot| !slot.has_waited).count();
+        ensure(handed_out <= worker.spec.depth as usize, || say("too deep"))?;
         ensure(worker.filed == self.filing(worker), || say("filed in the wrong place"))?;
         let mut slots = worker.slots.iter();
         ensure(slots.all(|slot| !slot.wanted || self.calls.contains_key(&slot.call)), || {

@@ -72,9 +72,28 @@ impl Scheduler {
         let Some(slot) = self.roster.workers.get_mut(&on).and_then(|worker| worker.slots.pop_front()) else { return };
         self.lifted(on, 0, &slot);
         if let Some(worker) = self.roster.workers.get_mut(&on) {
-            worker.parked.push(Slot { ask: None, ..slot });
+            worker.parked.push(Slot { ask: None, has_waited: true, ..slot });
             self.parked += 1;
         }
+        self.refile(on);
+    }
+
+    /// Puts a parked task before all that the worker holds: what was first there has not begun.
+    pub(super) fn resume(&mut self, on: WorkerId, parked: usize) {
+        let Some(worker) = self.roster.workers.get_mut(&on) else { return };
+        let slot = worker.parked.swap_remove(parked);
+        self.parked -= 1;
+        if let Some(next) = worker.slots.front().filter(|next| next.wanted) {
+            if let Some(call) = self.calls.get_mut(&next.call) {
+                call.stand_back();
+                self.hungry.insert(next.call);
+            }
+        }
+        if let Some(call) = self.calls.get_mut(&slot.call).filter(|_| slot.wanted) {
+            call.gain(on, &slot, true);
+        }
+        worker.head_since = self.now;
+        worker.slots.push_front(slot);
         self.refile(on);
     }
 

@@ -1,8 +1,8 @@
 //! Tasks that wait for others, and have given up their places on their workers meanwhile.
 //!
 //! So no depth of nesting runs out of workers. A parked task keeps its resources, counts for nothing else, and ends
-//! like any other. Where its call is closed, what it waits for will not come: its worker is ended, but not under the
-//! tasks of others.
+//! like any other, whether or not it is known to have gone on. Where its call is closed, what it waits for will not
+//! come: its worker is ended, but not under the tasks of others.
 
 use crate::action::KillReason;
 use crate::event::Outcome;
@@ -21,6 +21,22 @@ impl Scheduler {
             None if self.roster.parked_slot(worker, task, attempt).is_some() => {}
             _ => self.stale += 1,
         }
+    }
+
+    pub(super) fn task_resumed(&mut self, worker: WorkerId, task: TaskId, attempt: Attempt) {
+        let parked = self.roster.worker(worker).and_then(|worker| worker.find_parked(task, attempt));
+        match parked {
+            Some(at) if self.may_engage(worker, at) => self.resume(worker, at),
+            Some(_) => {}
+            None => self.stale += 1,
+        }
+    }
+
+    /// The call of the parked task has the worker already, or may have one more.
+    fn may_engage(&self, id: WorkerId, parked: usize) -> bool {
+        let slot = self.roster.worker(id).map(|worker| &worker.parked[parked]).filter(|slot| slot.wanted);
+        let call = slot.and_then(|slot| self.calls.get(&slot.call));
+        call.is_none_or(|call| call.engaged.contains_key(&id) || call.room() > 0)
     }
 
     /// Takes in the end of a task that is parked; false if it is not.

@@ -31,6 +31,7 @@ impl Scheduler {
                 self.task_returned(worker, task, attempt, kept, out);
             }
             Event::TaskParked { worker, task, attempt } => self.task_parked(worker, task, attempt),
+            Event::TaskResumed { worker, task, attempt } => self.task_resumed(worker, task, attempt),
             Event::WorkersRequested { count } => self.workers_requested(count),
             Event::TimePassed => {}
         }

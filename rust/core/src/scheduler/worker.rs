@@ -35,11 +35,14 @@ pub(super) struct Slot {
     pub(super) grants: Option<Box<[Grant]>>,
     /// It was cancelled by force: a worker that has begun it is ended.
     pub(super) forced: bool,
+    /// It has been parked: it may be there beyond the depth of the worker.
+    pub(super) has_waited: bool,
 }
 
 impl Slot {
     pub(super) fn new(call: CallId, task: Task) -> Slot {
-        Slot { task, call, wanted: true, ask: None, ask_after: Time::ZERO, grants: None, forced: false }
+        let (ask, ask_after, grants) = (None, Time::ZERO, None);
+        Slot { task, call, wanted: true, ask, ask_after, grants, forced: false, has_waited: false }
     }
 
     pub(super) fn serves(&self, call: CallId) -> bool {

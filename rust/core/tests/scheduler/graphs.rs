@@ -50,14 +50,18 @@ fn tasks_may_come_in_any_order_and_depend_on_earlier_submissions() {
 }
 
 #[test]
-fn the_user_decides_then_the_submission_then_the_order_then_the_id() {
+fn the_user_decides_then_the_depth_then_the_submission_then_the_order_then_the_id() {
     let mut w = World::with_workers(config(), 1, process(1));
     w.open(1, call(1));
-    let at = |user, generation, order, id| TaskSpec { priority: Priority { user, generation, order }, ..task(id, &[]) };
-    w.graph(1, [at(0, 0, 0, 10)]);
-    w.graph(1, [at(0, 2, 0, 15), at(0, 1, 1, 14), at(0, 1, 0, 13), at(0, 1, 0, 12), at(1, 9, 9, 11), at(-1, 0, 0, 16)]);
-    w.claim([run(0, 10)]);
-    for (done_now, next) in [(10, 11), (11, 12), (12, 13), (13, 14), (14, 15), (15, 16)] {
+    let at = |user, depth, generation, order, id| {
+        let priority = Priority { user, depth, generation, order };
+        TaskSpec { priority, ..task(id, &[]) }
+    };
+    w.graph(1, [at(0, 0, 0, 0, 9)]);
+    w.graph(1, [at(0, 0, 2, 0, 15), at(0, 0, 1, 1, 14), at(0, 0, 1, 0, 13), at(0, 0, 1, 0, 12)]);
+    w.graph(1, [at(1, 0, 9, 9, 10), at(0, 1, 9, 9, 11), at(-1, 9, 0, 0, 16)]);
+    w.claim([run(0, 9)]);
+    for (done_now, next) in [(9, 10), (10, 11), (11, 12), (12, 13), (13, 14), (14, 15), (15, 16)] {
         w.made(0, done_now, 1);
         w.claim([done(1, done_now, 0), run(0, next)]);
     }

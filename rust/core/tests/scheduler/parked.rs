@@ -16,6 +16,10 @@ fn park(w: &mut World, worker: u32, task: u64, attempt: u32) {
     w.handle(Event::TaskParked { worker: WorkerId(worker), task: TaskId(task), attempt: Attempt(attempt) });
 }
 
+fn resume(w: &mut World, worker: u32, task: u64, attempt: u32) {
+    w.handle(Event::TaskResumed { worker: WorkerId(worker), task: TaskId(task), attempt: Attempt(attempt) });
+}
+
 #[test]
 fn nesting_of_any_depth_ends_on_one_worker() {
     let mut w = world(1);
@@ -30,6 +34,26 @@ fn nesting_of_any_depth_ends_on_one_worker() {
         w.claim([done(1, depth, 0)]);
     }
     assert_eq!(w.machine.holds(WorkerId(0)), Some(0));
+}
+
+#[test]
+fn what_waits_behind_a_task_that_goes_on_is_taken_back_for_an_idle_worker() {
+    let mut w = world(2);
+    w.graph(1, [task(10, &[]), task(11, &[])]);
+    w.claim([run(0, 10), run(1, 11)]);
+    park(&mut w, 0, 10, 0);
+    w.graph(1, [task(12, &[])]);
+    w.claim([run(0, 12)]);
+    resume(&mut w, 0, 10, 0);
+    w.claim([]);
+    w.made(1, 11, 1);
+    w.claim([done(1, 11, 1), retract(0, 12)]);
+    w.returned(0, 12, 0);
+    w.claim([rerun(1, 12, 1)]);
+    park(&mut w, 0, 10, 0);
+    resume(&mut w, 0, 10, 0);
+    w.made(0, 10, 1);
+    w.claim([done(1, 10, 0)]);
 }
 
 #[test]
@@ -158,6 +182,10 @@ fn only_what_runs_can_be_parked() {
     park(&mut w, 0, 10, 0);
     park(&mut w, 0, 10, 0);
     assert_eq!(w.machine.stats().stale, 2);
+    resume(&mut w, 0, 10, 7);
+    resume(&mut w, 0, 10, 0);
+    resume(&mut w, 0, 10, 0);
+    assert_eq!(w.machine.stats().stale, 4);
     w.made(0, 10, 1);
     w.claim([done(1, 10, 0)]);
 }

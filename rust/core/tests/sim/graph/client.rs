@@ -108,7 +108,7 @@ impl GraphWorld {
             raised: Default::default(),
             ran: 0,
         };
-        let priority = Priority { user: self.rng.small(0, 1) as i32, generation: 0, order };
+        let priority = Priority { user: self.rng.small(0, 1) as i32, order, ..Priority::default() };
         let (retries, wanted) = (task.retries, task.wanted);
         self.ledger.tasks.insert(id, task);
         self.ledger.calls.get_mut(&call).expect("is open").tasks.push(id);

@@ -225,6 +225,7 @@ impl GraphWorld {
             return;
         }
         worker.parked.retain(|parked| *parked != (task, attempt));
+        self.report(id, Event::TaskResumed { worker: id, task, attempt });
         let (outcome, size_bytes) = self.run(task);
         if outcome == Outcome::Ok {
             self.workers.get_mut(&id).expect("is alive").store.insert(task);

@@ -1,0 +1,108 @@
+//! What is said about tasks that other tasks submit, between the worker that runs those and the scheduler's process.
+//!
+//! The worker numbers what it submits itself, so that it need not wait for an answer: see [`Numbers`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::ending::Unreported;
+use crate::id::{BlobId, TaskId, WorkerId};
+use crate::message::{Body, Extent};
+
+/// Numbers for tasks and functions that one worker hands out, and no other, nor the scheduler's process.
+#[derive(Debug)]
+pub struct Numbers {
+    next: u64,
+}
+
+impl Numbers {
+    /// Numbers with the highest bit belong to workers; each has 2^40 of them.
+    const WORKERS: u64 = 1 << 63;
+    const EACH_BITS: u32 = 40;
+
+    pub fn of(worker: WorkerId) -> Self {
+        Self { next: Self::WORKERS | u64::from(worker.0) << Self::EACH_BITS }
+    }
+
+    /// The first of so many.
+    pub fn take(&mut self, count: u64) -> u64 {
+        let first = self.next;
+        self.next += count;
+        first
+    }
+}
+
+/// A task that a worker submits. The pickle of its arguments is the body.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Submitted {
+    pub task: TaskId,
+    /// Of its function, for people.
+    pub name: String,
+    /// One that the worker has sent.
+    pub function: BlobId,
+    pub body: Body,
+    pub buffers: Vec<Extent>,
+    /// Tasks whose results it takes, and values.
+    pub inputs: Vec<TaskId>,
+    /// The worker wants to be told of its end.
+    pub wanted: bool,
+    pub priority: i32,
+    pub order: u32,
+    pub retries: u32,
+    pub resources: Vec<(String, f64)>,
+    pub workers: Option<Vec<u32>>,
+}
+
+/// From a task, by way of its worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromTask {
+    /// A function that tasks will name. `same_as`: the blob that it came in, if it came in one.
+    Function {
+        function: BlobId,
+        same_as: Option<BlobId>,
+        body: Body,
+        buffers: Vec<Extent>,
+    },
+    ForgetFunction {
+        function: BlobId,
+    },
+    /// A value that tasks will take.
+    Value {
+        task: TaskId,
+        name: String,
+        body: Body,
+        buffers: Vec<Extent>,
+    },
+    /// One of the tasks of a submission.
+    Task(Submitted),
+    /// All of them have been sent. `by`: the task that submits them, if it is one.
+    Submit {
+        by: Option<TaskId>,
+    },
+    Release {
+        tasks: Vec<TaskId>,
+    },
+    Cancel {
+        tasks: Vec<TaskId>,
+        force: bool,
+    },
+}
+
+/// How a task ended that a worker has submitted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Ended {
+    /// The body and the buffers are its result.
+    Finished,
+    /// `task`: the one that failed by itself.
+    Failed { task: TaskId, name: String, fault: Fault },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Fault {
+    /// The body is the exception.
+    Raised,
+    Unreported(Unreported),
+    Cancelled,
+    Unrunnable,
+    Broken,
+    Closed,
+}

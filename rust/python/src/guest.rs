@@ -1,0 +1,163 @@
+//! What tasks in worker processes submit, taken on by the process that they belong to. No Python here: the pool's I/O
+//! thread does all of it.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+use rustdask_core::nested::Submitted;
+use rustdask_core::{Amount, BlobId, Event, Priority, Resources, TaskId, TaskSpec, WorkerId};
+use rustdask_runtime::driver::End;
+use rustdask_runtime::parcel::Contents;
+use rustdask_runtime::processes::Connection;
+use rustdask_runtime::upstream::{self, Host};
+
+use crate::node::{Job, Made, Node, Watcher};
+use crate::shipment::{HeldBlob, Shipping};
+use crate::work::Work;
+
+/// What a session's workers turn to. `generation`: submissions so far.
+pub(crate) fn host(shipping: &Arc<Shipping>, generation: Arc<AtomicU32>) -> Host {
+    let shipping = Arc::downgrade(shipping);
+    Box::new(move |connection| {
+        Box::new(Guest {
+            shipping: shipping.clone(),
+            generation: generation.clone(),
+            connection: Arc::downgrade(connection),
+            functions: HashMap::new(),
+            values: HashMap::new(),
+            wanted: HashSet::new(),
+            coming: Vec::new(),
+        })
+    })
+}
+
+/// What one worker has submitted.
+struct Guest {
+    shipping: Weak<Shipping>,
+    generation: Arc<AtomicU32>,
+    connection: Weak<Connection>,
+    functions: HashMap<BlobId, Arc<HeldBlob>>,
+    values: HashMap<TaskId, Arc<Node>>,
+    wanted: HashSet<TaskId>,
+    coming: Vec<(Submitted, Contents)>,
+}
+
+impl upstream::Guest for Guest {
+    fn function(&mut self, function: BlobId, same_as: Option<BlobId>, contents: Contents) {
+        let Some(shipping) = self.shipping.upgrade() else { return };
+        self.functions.insert(function, shipping.function_of_worker(function, same_as, contents));
+    }
+
+    fn forget_function(&mut self, function: BlobId) {
+        self.functions.remove(&function);
+    }
+
+    fn value(&mut self, task: TaskId, name: String, contents: Contents) {
+        let Some(shipping) = self.shipping.upgrade() else { return };
+        let stored = Arc::new(shipping.value_of_worker(task, contents));
+        self.values.insert(task, Node::with_result(task, name.into(), Made::Stored(stored)));
+    }
+
+    fn task(&mut self, task: Submitted, contents: Contents) {
+        self.coming.push((task, contents));
+    }
+
+    fn submit(&mut self, by: Option<TaskId>) -> io::Result<()> {
+        let coming = std::mem::take(&mut self.coming);
+        let Some(shipping) = self.shipping.upgrade() else { return Ok(()) };
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+        let depth = self.depth_below(&shipping, by);
+        let mut tasks = Vec::with_capacity(coming.len());
+        for (task, contents) in coming {
+            let function = self.functions.get(&task.function).cloned();
+            let shipment = function.and_then(|function| shipping.of_worker(function, contents));
+            let shipment = shipment.ok_or_else(|| invalid("a task names a function that was not sent"))?;
+            let node = Node::new(task.task, task.name.as_str().into(), depth, Job::Elsewhere(Arc::new(shipment)));
+            if task.wanted {
+                self.wanted.insert(task.task);
+                node.watch(Watcher::Worker(self.connection.clone()));
+            }
+            tasks.push((task, node));
+        }
+        self.link(&shipping, &tasks);
+        let nodes: Vec<_> = tasks.iter().map(|(_, node)| node.clone()).collect();
+        let spec = |task| self.spec(task, depth, generation);
+        let tasks = tasks.into_iter().map(|(task, node)| (spec(task), Work::Node(node))).collect();
+        if !shipping.pool.driver.submit_graph(shipping.call, tasks) {
+            nodes.iter().for_each(|node| node.ended(End::Closed));
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, tasks: Vec<TaskId>) {
+        let tasks: Vec<_> = tasks
+            .into_iter()
+            .filter(|task| match self.values.remove(task) {
+                Some(_) => false,
+                None => self.wanted.remove(task),
+            })
+            .collect();
+        self.release_wanted(tasks);
+    }
+
+    fn cancel(&mut self, tasks: Vec<TaskId>, force: bool) {
+        let Some(shipping) = self.shipping.upgrade() else { return };
+        shipping.pool.driver.event(Event::TasksCancelled { call: shipping.call, tasks, force });
+    }
+}
+
+impl Guest {
+    fn depth_below(&self, shipping: &Shipping, task: Option<TaskId>) -> u32 {
+        let depth = |task| shipping.pool.driver.with(|state, _| Some(state.payload(task)?.node()?.depth));
+        // One that the driver has forgotten was cancelled.
+        task.and_then(depth).map_or(0, |depth| depth + 1)
+    }
+
+    /// Tell the tasks whose results they take.
+    fn link(&self, shipping: &Shipping, tasks: &[(Submitted, Arc<Node>)]) {
+        let own: HashMap<TaskId, &Arc<Node>> = tasks.iter().map(|(task, node)| (task.task, node)).collect();
+        let found: Vec<Vec<Arc<Node>>> = shipping.pool.driver.with(|state, _| {
+            let node = |task: &TaskId| {
+                let known = own.get(task).copied().or_else(|| self.values.get(task));
+                known.or_else(|| state.payload(*task).and_then(Work::node)).cloned()
+            };
+            tasks.iter().map(|(task, _)| task.inputs.iter().filter_map(node).collect()).collect()
+        });
+        tasks.iter().zip(found).for_each(|((_, node), inputs)| node.set_inputs(inputs));
+    }
+
+    fn spec(&self, task: Submitted, depth: u32, generation: u32) -> TaskSpec {
+        let amounts = task.resources.iter().map(|(name, amount)| {
+            // The worker has checked it.
+            (name.as_str(), Amount::from_f64(*amount).unwrap_or_default())
+        });
+        TaskSpec {
+            task: task.task,
+            dependencies: task.inputs.iter().copied().filter(|task| !self.values.contains_key(task)).collect(),
+            priority: Priority { user: task.priority, depth, generation, order: task.order },
+            retries: task.retries,
+            resources: Resources::new(amounts),
+            workers: task.workers.map(|workers| workers.into_iter().map(WorkerId).collect()),
+            wanted: task.wanted,
+        }
+    }
+
+    fn release_wanted(&self, tasks: Vec<TaskId>) {
+        if let Some(shipping) = self.shipping.upgrade().filter(|_| !tasks.is_empty()) {
+            shipping.pool.driver.event(Event::TasksReleased { call: shipping.call, tasks });
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let wanted = self.wanted.drain().collect();
+        self.release_wanted(wanted);
+    }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
