@@ -16,7 +16,7 @@ import helpers
 import numpy as np
 import pytest
 import tasks
-from helpers import PATIENCE_S, both_modes, run_script, wait_until
+from helpers import PATIENCE_S, assert_quiet_success, both_modes, run_script, wait_until
 
 rustdask = pytest.importorskip("rustdask")
 dask = pytest.importorskip("dask")
@@ -319,6 +319,29 @@ def test_shuffle(scheduled):
     frame = pd.DataFrame({"key": np.arange(200) % 13, "value": np.arange(200)})
     shuffled = dd.from_pandas(frame, npartitions=5).shuffle("key")
     assert sorted(shuffled.compute().value) == list(range(200))
+
+
+SHUFFLE_METHODS = """
+import rustdask
+
+with rustdask.Client(n_workers=1, processes=False):
+    import dask
+
+    print(dask.config.get("dataframe.shuffle.method"))
+with rustdask.Client(n_workers=1):
+    print(dask.config.get("dataframe.shuffle.method"))
+"""
+
+
+def test_shuffles_go_through_tasks_once_there_are_worker_processes():
+    assert_quiet_success(run_script(SHUFFLE_METHODS), "None", "tasks")
+    late = SHUFFLE_METHODS.replace("processes=False", "processes=True")
+    assert_quiet_success(run_script(late), "tasks", "tasks")
+
+
+def test_the_configuration_says_how_to_shuffle():
+    script = run_script(SHUFFLE_METHODS, env={"DASK_DATAFRAME__SHUFFLE__METHOD": "disk"})
+    assert_quiet_success(script, "disk", "disk")
 
 
 def test_bag(scheduled):

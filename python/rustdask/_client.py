@@ -19,6 +19,7 @@ from typing import Any
 from rustdask import _core
 from rustdask._cores import parse_memory
 from rustdask._future import Future, all_ended
+from rustdask._import_hook import when_imported
 from rustdask._joblib import cores, launch, worker_settings
 from rustdask._resources import amounts_and_devices
 from rustdask._steps import name_of
@@ -102,6 +103,7 @@ class Client:
         if not self.processes:
             threads = self.n_workers * self.threads_per_worker
             return _core.Session.threads(workers=threads, resources=self.resources)
+        when_imported("dask.config", _set_defaults_of_dask)
         from rustdask._serialize import GraphSerializer
 
         # Without a reference to the client, which would keep itself alive.
@@ -538,6 +540,12 @@ def fire_and_forget(futures: Any) -> None:
 
 async def _ready(value: Any) -> Any:
     return value
+
+
+def _set_defaults_of_dask() -> None:
+    from rustdask._dask_defaults import set_defaults
+
+    set_defaults()
 
 
 def _check_count(name: str, value: Any) -> None:
