@@ -39,6 +39,10 @@ SKIPPED_IN_PROCESSES = {
         "test_to_delayed_optimize_graph",
     ],
     "asks that a task hand back the very object of the test; a process hands back a copy": ["test_traverse_false"],
+    "counts the tasks of a shuffle through files; it fails under Dask's own schedulers where that goes through tasks": [
+        "test_merge_combine_similar",
+    ],
+    "sets Dask's configuration, which tasks in processes do not see": ["test_disk_shuffle_with_unknown_compression"],
     "locks with an object that cannot be pickled": ["test_store_locks_count_calls"],
 }
 
