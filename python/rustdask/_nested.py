@@ -1,7 +1,7 @@
 """Tasks that submit tasks, in a worker process: how what they submit is pickled.
 
-Guarantee: a function without a closure that has come to this worker with a task goes on as the bytes that it came in, so
-that a function that submits itself is pickled once, however deep it goes.
+Guarantee: a function without a closure that has come to this worker with a task goes on as the bytes that it came in,
+so that a function that submits itself is pickled once, however deep it goes.
 """
 
 from __future__ import annotations
