@@ -29,6 +29,10 @@ from joblib.parallel import Parallel, parallel_config, register_parallel_backend
 
 from rustdask import _core
 from rustdask._cores import CoreBudget, core_budget, parse_memory
+
+# Not where they are needed: tasks in threads may fail because the interpreter ends, which is no time for imports. Those
+# would have a script exit with 1 that Ctrl-C has ended, since CPython notes that where evaluating a string clears it.
+from rustdask._errors import annotate_exception, explain_pickling_error, unpack_exception
 from rustdask._exceptions import TaskFailure, TaskTimeout, WorkerCrashed
 from rustdask._items import ItemRunner, function_name
 from rustdask._payload import RunOptions
@@ -592,15 +596,11 @@ class _Call:
 
     def _error(self, kind: str, value: Any, index: int, function: str | None) -> BaseException:
         if kind == "remote":
-            from rustdask._errors import unpack_exception
-
             return unpack_exception(bytes(value))
         if kind == "raised":
-            # Nobody is shown the traceback of an exit. It may be the interpreter's, which is no time for imports.
+            # Nobody is shown the traceback of an exit.
             if not self._plan.threads or isinstance(value, SystemExit):
                 return value  # type: ignore[no-any-return]
-            from rustdask._errors import annotate_exception
-
             return annotate_exception(value)
         if kind == "crashed":
             results = {first + i: result for first, batch in self._finished for i, result in enumerate(batch)}
@@ -693,7 +693,6 @@ def _progress_of(plan: _Plan) -> Any:
 
 def _explained(error: Exception, items: list[Any]) -> BaseException:
     """Return an error that says what of the items cannot be pickled."""
-    from rustdask._errors import explain_pickling_error
     from rustdask._serialize import dumps
 
     if isinstance(error, (OSError, MemoryError)):
