@@ -135,6 +135,10 @@ pub enum Event {
         worker: WorkerId,
         spec: WorkerSpec,
     },
+    /// The worker goes soon: it takes no more tasks. It ends those that it runs, and gives the others back.
+    WorkerLeaving {
+        worker: WorkerId,
+    },
     /// A worker is gone, or could not be started.
     WorkerLost {
         worker: WorkerId,

@@ -44,3 +44,24 @@ id!(
     /// Bytes sent once to each worker and named by many tasks: a function, a common argument.
     BlobId(u64)
 );
+id!(
+    /// A machine's part of a cluster: worker processes, and the results that they have made.
+    NodeId(u32)
+);
+
+impl NodeId {
+    /// A node numbers its workers itself, so many of them until it begins again. The machine numbers those that it asks
+    /// for, without the highest bit.
+    const WORKER_BITS: u32 = 12;
+    const FOREIGN: u32 = 1 << 31;
+
+    /// Its nth worker.
+    pub fn worker(self, nth: u32) -> WorkerId {
+        WorkerId(Self::FOREIGN | (self.0 << Self::WORKER_BITS) | (nth % (1 << Self::WORKER_BITS)))
+    }
+
+    /// The node that a worker belongs to.
+    pub fn of(worker: WorkerId) -> Self {
+        Self((worker.0 & !Self::FOREIGN) >> Self::WORKER_BITS)
+    }
+}

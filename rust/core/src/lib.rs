@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+pub mod cluster;
 pub mod ending;
 pub mod event;
 pub mod frame;
@@ -18,7 +19,7 @@ pub mod task;
 
 pub use action::{Action, Actions, KillReason, Resolution};
 pub use event::{CallSpec, Event, Outcome, Time, WorkerSpec};
-pub use id::{Attempt, BlobId, CallId, EventSeq, HostId, SegmentId, TaskId, WorkerId};
+pub use id::{Attempt, BlobId, CallId, EventSeq, HostId, NodeId, SegmentId, TaskId, WorkerId};
 pub use resources::{Amount, Grant, Resources};
 pub use scheduler::Scheduler;
 pub use task::{Priority, TaskSpec};

@@ -8,19 +8,32 @@ use crate::ending::Unreported;
 use crate::id::{BlobId, TaskId, WorkerId};
 use crate::message::{Body, Extent};
 
-/// Numbers for tasks and functions that one worker hands out, and no other, nor the scheduler's process.
+/// Numbers for tasks, functions and segments that one worker or client hands out, and no other, nor the scheduler's process.
 #[derive(Debug)]
 pub struct Numbers {
     next: u64,
 }
 
 impl Numbers {
-    /// Numbers with the highest bit belong to workers; each has 2^40 of them.
+    /// Numbers with the highest bit belong to workers; each has 2^31 of them.
     const WORKERS: u64 = 1 << 63;
-    const EACH_BITS: u32 = 40;
+    const EACH_WORKER_BITS: u32 = 31;
+    /// Those with the next one belong to clients; each has 2^40.
+    const CLIENTS: u64 = 1 << 62;
+    const EACH_CLIENT_BITS: u32 = 40;
 
     pub fn of(worker: WorkerId) -> Self {
-        Self { next: Self::WORKERS | u64::from(worker.0) << Self::EACH_BITS }
+        Self { next: Self::WORKERS | u64::from(worker.0) << Self::EACH_WORKER_BITS }
+    }
+
+    /// Of a client of a cluster, by its own number.
+    pub fn of_client(number: u32) -> Self {
+        Self { next: Self::CLIENTS | ((u64::from(number) << Self::EACH_CLIENT_BITS) & (Self::CLIENTS - 1)) }
+    }
+
+    /// The number was handed out by this client.
+    pub fn is_of_client(number: u64, client: u32) -> bool {
+        number >> Self::EACH_CLIENT_BITS == Self::of_client(client).next >> Self::EACH_CLIENT_BITS
     }
 
     /// The first of so many.

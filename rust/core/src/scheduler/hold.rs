@@ -131,13 +131,20 @@ impl Scheduler {
         });
     }
 
-    /// Orders the worker to end. Nothing more is placed on it; what else it holds moves when it is lost.
+    /// Orders the worker to end. What else it holds moves when it is lost.
     pub(super) fn kill(&mut self, id: WorkerId, reason: KillReason, out: &mut Out<'_>) {
+        if self.roster.worker(id).is_some() {
+            out.push(Action::Kill { worker: id, reason });
+            self.leave(id);
+        }
+    }
+
+    /// Nothing more is placed on the worker.
+    pub(super) fn leave(&mut self, id: WorkerId) {
         let Some(worker) = self.roster.workers.get_mut(&id) else {
             return;
         };
         worker.leaving = true;
-        out.push(Action::Kill { worker: id, reason });
         for at in 0..worker.slots.len() {
             self.edit(id, at, |slot| slot.ask = None);
         }

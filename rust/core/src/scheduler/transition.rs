@@ -23,6 +23,7 @@ impl Scheduler {
             Event::ReplicaAdded { worker, task } => self.replica_added(worker, task, out),
             Event::ReplicaLost { worker, task } => self.replica_lost(worker, task, out),
             Event::WorkerJoined { worker, spec } => self.worker_joined(worker, spec),
+            Event::WorkerLeaving { worker } => self.worker_leaving(worker),
             Event::WorkerLost { worker } => self.worker_lost(worker, out),
             Event::TaskFinished { worker, task, attempt, outcome, size_bytes } => {
                 self.task_finished(worker, task, attempt, (outcome, size_bytes), out);
@@ -155,6 +156,11 @@ impl Scheduler {
         self.roster.add(id, worker);
         self.change_outlook();
         self.refile(id);
+    }
+
+    fn worker_leaving(&mut self, id: WorkerId) {
+        self.leave(id);
+        self.change_outlook();
     }
 
     fn worker_lost(&mut self, id: WorkerId, out: &mut Out<'_>) {
