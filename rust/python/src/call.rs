@@ -18,10 +18,10 @@ use rustdask_core::message::Access;
 use rustdask_core::{Attempt, CallId, CallSpec, Event, Outcome, TaskId, WorkerId};
 use rustdask_runtime::cpu;
 use rustdask_runtime::cursor::Cursor;
+use rustdask_runtime::delivery::Delivery;
 use rustdask_runtime::driver::{CallMailbox, Notice};
 use rustdask_runtime::mailbox::Mailbox;
 use rustdask_runtime::parcel::Blob;
-use rustdask_runtime::processes::Delivery;
 
 use crate::batch::{Batch, Part, PartRef};
 use crate::output::{relay, Attendance};

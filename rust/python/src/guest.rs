@@ -8,21 +8,23 @@ use std::sync::{Arc, Weak};
 
 use rustdask_core::nested::Submitted;
 use rustdask_core::{Amount, BlobId, Event, Priority, Resources, TaskId, TaskSpec, WorkerId};
+use rustdask_runtime::connection::Connection;
 use rustdask_runtime::driver::End;
 use rustdask_runtime::parcel::Contents;
-use rustdask_runtime::processes::Connection;
 use rustdask_runtime::upstream::{self, Host};
 
 use crate::node::{Job, Made, Node, Watcher};
+use crate::pools::Processes;
 use crate::shipment::{HeldBlob, Shipping};
 use crate::work::Work;
 
 /// What a session's workers turn to. `generation`: submissions so far.
-pub(crate) fn host(shipping: &Arc<Shipping>, generation: Arc<AtomicU32>) -> Host {
-    let shipping = Arc::downgrade(shipping);
+pub(crate) fn host(shipping: &Arc<Shipping>, pool: &Arc<Processes>, generation: Arc<AtomicU32>) -> Host {
+    let (shipping, pool) = (Arc::downgrade(shipping), Arc::downgrade(pool));
     Box::new(move |connection| {
         Box::new(Guest {
             shipping: shipping.clone(),
+            pool: pool.clone(),
             generation: generation.clone(),
             connection: Arc::downgrade(connection),
             functions: HashMap::new(),
@@ -36,6 +38,7 @@ pub(crate) fn host(shipping: &Arc<Shipping>, generation: Arc<AtomicU32>) -> Host
 /// What one worker has submitted.
 struct Guest {
     shipping: Weak<Shipping>,
+    pool: Weak<Processes>,
     generation: Arc<AtomicU32>,
     connection: Weak<Connection>,
     functions: HashMap<BlobId, Arc<HeldBlob>>,
@@ -66,9 +69,9 @@ impl upstream::Guest for Guest {
 
     fn submit(&mut self, by: Option<TaskId>) -> io::Result<()> {
         let coming = std::mem::take(&mut self.coming);
-        let Some(shipping) = self.shipping.upgrade() else { return Ok(()) };
+        let Some((shipping, pool)) = self.engine() else { return Ok(()) };
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
-        let depth = self.depth_below(&shipping, by);
+        let depth = self.depth_below(&pool, by);
         let mut tasks = Vec::with_capacity(coming.len());
         for (task, contents) in coming {
             let function = self.functions.get(&task.function).cloned();
@@ -81,11 +84,11 @@ impl upstream::Guest for Guest {
             }
             tasks.push((task, node));
         }
-        self.link(&shipping, &tasks);
+        self.link(&pool, &tasks);
         let nodes: Vec<_> = tasks.iter().map(|(_, node)| node.clone()).collect();
         let spec = |task| self.spec(task, depth, generation);
         let tasks = tasks.into_iter().map(|(task, node)| (spec(task), Work::Node(node))).collect();
-        if !shipping.pool.driver.submit_graph(shipping.call, tasks) {
+        if !pool.driver.submit_graph(shipping.call, tasks) {
             nodes.iter().for_each(|node| node.ended(End::Closed));
         }
         Ok(())
@@ -103,22 +106,27 @@ impl upstream::Guest for Guest {
     }
 
     fn cancel(&mut self, tasks: Vec<TaskId>, force: bool) {
-        let Some(shipping) = self.shipping.upgrade() else { return };
-        shipping.pool.driver.event(Event::TasksCancelled { call: shipping.call, tasks, force });
+        let Some((shipping, pool)) = self.engine() else { return };
+        pool.driver.event(Event::TasksCancelled { call: shipping.call, tasks, force });
     }
 }
 
 impl Guest {
-    fn depth_below(&self, shipping: &Shipping, task: Option<TaskId>) -> u32 {
-        let depth = |task| shipping.pool.driver.with(|state, _| Some(state.payload(task)?.node()?.depth));
+    /// None when the session has ended.
+    fn engine(&self) -> Option<(Arc<Shipping>, Arc<Processes>)> {
+        self.shipping.upgrade().zip(self.pool.upgrade())
+    }
+
+    fn depth_below(&self, pool: &Processes, task: Option<TaskId>) -> u32 {
+        let depth = |task| pool.driver.with(|state, _| Some(state.payload(task)?.node()?.depth));
         // One that the driver has forgotten was cancelled.
         task.and_then(depth).map_or(0, |depth| depth + 1)
     }
 
     /// Tell the tasks whose results they take.
-    fn link(&self, shipping: &Shipping, tasks: &[(Submitted, Arc<Node>)]) {
+    fn link(&self, pool: &Processes, tasks: &[(Submitted, Arc<Node>)]) {
         let own: HashMap<TaskId, &Arc<Node>> = tasks.iter().map(|(task, node)| (task.task, node)).collect();
-        let found: Vec<Vec<Arc<Node>>> = shipping.pool.driver.with(|state, _| {
+        let found: Vec<Vec<Arc<Node>>> = pool.driver.with(|state, _| {
             let node = |task: &TaskId| {
                 let known = own.get(task).copied().or_else(|| self.values.get(task));
                 known.or_else(|| state.payload(*task).and_then(Work::node)).cloned()
@@ -145,8 +153,8 @@ impl Guest {
     }
 
     fn release_wanted(&self, tasks: Vec<TaskId>) {
-        if let Some(shipping) = self.shipping.upgrade().filter(|_| !tasks.is_empty()) {
-            shipping.pool.driver.event(Event::TasksReleased { call: shipping.call, tasks });
+        if let Some((shipping, pool)) = self.engine().filter(|_| !tasks.is_empty()) {
+            pool.driver.event(Event::TasksReleased { call: shipping.call, tasks });
         }
     }
 }

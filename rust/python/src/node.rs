@@ -12,15 +12,17 @@ use rustdask_core::ending::Unreported;
 use rustdask_core::message::Report;
 use rustdask_core::nested::Fault;
 use rustdask_core::{Attempt, Grant, Outcome, TaskId};
+use rustdask_runtime::connection::Connection;
+use rustdask_runtime::delivery::{Delivery, Reported};
 use rustdask_runtime::driver::{End, Inputs};
 use rustdask_runtime::endpoint::Blob;
 use rustdask_runtime::parcel::Parcel;
-use rustdask_runtime::processes::{Connection, Delivery, Reported};
 use rustdask_runtime::store::Store;
 use rustdask_runtime::stored::Stored;
 
 use crate::call::lost_report;
 use crate::handle::Want;
+use crate::remote::Remote;
 use crate::session::SessionInner;
 use crate::shipment::Shipment;
 use crate::upstream::Outgoing;
@@ -76,6 +78,8 @@ pub(crate) enum Made {
     Stored(Arc<Stored>),
     /// In a worker process, of a task that one of its tasks has submitted.
     Sent(Blob),
+    /// On nodes of a cluster.
+    Away(Arc<Remote>),
     /// A value of the submitter's own, as it is here and as workers get it.
     Scattered(Py<PyAny>, Arc<Stored>),
     Failure(Arc<Failure>),
@@ -166,17 +170,41 @@ impl Node {
 
     /// The result, if it is there.
     pub(crate) fn value<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let stored = match &self.lock().made {
+        enum Where {
+            Here(Arc<Stored>),
+            Sent(Blob),
+            Away(Arc<Remote>),
+        }
+        let found = match &self.lock().made {
             Some(Made::Object(value) | Made::Scattered(value, _)) => return Ok(Some(value.bind(py).clone())),
-            Some(Made::Stored(stored)) => Ok(stored.clone()),
-            Some(Made::Sent(sent)) => Err(sent.clone()),
+            Some(Made::Stored(stored)) => Where::Here(stored.clone()),
+            Some(Made::Sent(sent)) => Where::Sent(sent.clone()),
+            Some(Made::Away(remote)) => Where::Away(remote.clone()),
             Some(Made::Failure(_)) | None => return Ok(None),
         };
-        let stored = match stored {
-            Ok(stored) => stored,
-            Err(sent) => return crate::worker::load(py, sent).map(Some),
+        let stored = match found {
+            Where::Here(stored) => stored,
+            Where::Sent(sent) => return crate::worker::load(py, sent).map(Some),
+            Where::Away(remote) => self.fetched(py, &remote)?,
         };
         crate::transport::load(py, &stored).map(Some)
+    }
+
+    /// The result from the cluster, which is here from then on.
+    fn fetched(&self, py: Python<'_>, remote: &Remote) -> PyResult<Arc<Stored>> {
+        loop {
+            if let Some(stored) = py.detach(|| remote.fetch(self.id))? {
+                let stored = Arc::new(stored);
+                let before = self.lock().made.replace(Made::Stored(stored.clone()));
+                drop(before);
+                return Ok(stored);
+            }
+            py.check_signals()?;
+        }
+    }
+
+    pub(crate) fn input_ids(&self) -> Vec<TaskId> {
+        self.lock().inputs.iter().map(|input| input.id).collect()
     }
 
     /// The result as workers get it, if it is there.
@@ -213,10 +241,10 @@ impl Node {
         let made = match delivery {
             Delivery::Report { report: Report::Results, body, buffers, bytes, .. } => {
                 let memory = match &self.lock().job {
-                    Some(Job::Elsewhere(shipment)) => Some(shipment.memory.clone()),
+                    Some(Job::Elsewhere(shipment)) => shipment.memory.clone(),
                     _ => None,
                 };
-                let counted = memory.and_then(|memory| memory.count(bytes, self));
+                let counted = memory.and_then(|memory| memory.count(bytes, Arc::downgrade(self)));
                 Made::Stored(Arc::new(Stored::Made { body, buffers, bytes, counted }))
             }
             Delivery::Report { report: Report::Error, body, .. } => {
@@ -270,15 +298,17 @@ impl Node {
         watchers.into_iter().for_each(|watcher| watcher.tell(self, failed));
     }
 
-    /// In a worker process: how the task ended, which runs elsewhere.
+    /// How the task ended, which another process schedules.
     pub(crate) fn told(&self, made: Option<Made>, end: Settled) {
         let failed = matches!(end, Settled::Failed(_));
-        let watchers = {
+        let (watchers, left) = {
             let mut state = self.lock();
-            state.made = made;
+            let before = std::mem::replace(&mut state.made, made);
             state.end = Some(end);
-            std::mem::take(&mut state.watchers)
+            let left = Leftovers { made: before, job: state.job.take(), inputs: std::mem::take(&mut state.inputs) };
+            (std::mem::take(&mut state.watchers), left)
         };
+        drop(left);
         watchers.into_iter().for_each(|watcher| watcher.tell(self, failed));
     }
 

@@ -9,8 +9,9 @@ use crossbeam_channel::{Receiver, Sender};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rustdask_core::{Attempt, Outcome, TaskId};
+use rustdask_runtime::lines::Output;
 use rustdask_runtime::pool::PoolSpec;
-use rustdask_runtime::processes::{Output, ProcessPool};
+use rustdask_runtime::processes::ProcessPool;
 use rustdask_runtime::template::Launch;
 use rustdask_runtime::threads::{Seat, ThreadPool};
 

@@ -14,8 +14,8 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use rustdask_core::ending::Unreported;
 use rustdask_core::message::{Access, Body, Buffer, Report};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId, WorkerId};
+use rustdask_runtime::delivery::{Delivery, Reported};
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
-use rustdask_runtime::processes::{Delivery, Reported};
 use rustdask_runtime::shm::{self, MIN_SEGMENT_BYTES};
 use rustdask_runtime::store::{Placement, Source, Store};
 use rustdask_runtime::stored::{Pickle, Stored};
@@ -74,7 +74,7 @@ fn make_parcel(py: Python<'_>, call: &Arc<CallInner>, pool: &Arc<Processes>, par
 
     let packing = Packing {
         py,
-        store: &pool.shared.store,
+        store: &pool.shared.memory.store,
         call: call.id,
         folder: call.settings.folder.as_deref(),
         access: &|bytes| access(call, bytes),
@@ -105,7 +105,7 @@ fn make_blob(
     let mut held = Vec::new();
     let packed = packing.pack(&pickle, &buffers, &mut held);
     // Workers keep what they have unpickled of it until they hear that the call is over.
-    held.iter().for_each(|segment| pool.shared.store.keep(*segment));
+    held.iter().for_each(|segment| pool.shared.memory.store.keep(*segment));
     call.blobs().segments.extend(held);
     let blob = Arc::new(Blob { id: BlobId(id), contents: counted(call, packed?) });
     let mut blobs = call.blobs();
@@ -227,14 +227,17 @@ pub(crate) fn load<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py,
             let views = buffers.iter().map(|lease| Bound::new(py, SharedBuffer::private(lease)?));
             (pickled(py, body)?, views.collect::<PyResult<Vec<_>>>()?)
         }
-        Stored::Spilled(spilled) => {
-            let (pickle, views) = spilled.views()?;
+        Stored::Copied(copied) => {
+            let (pickle, views) = copied.views()?;
             let pickle = match pickle {
                 Pickle::Inline(bytes) => PyBytes::new(py, bytes).into_any(),
                 Pickle::Mapped(view) => Bound::new(py, SharedBuffer::of_view(view))?.into_any(),
             };
             let views = views.into_iter().map(|view| Bound::new(py, SharedBuffer::of_view(view)));
             (pickle, views.collect::<PyResult<Vec<_>>>()?)
+        }
+        Stored::Placed { contents, .. } if contents.segments.is_empty() && contents.leases.is_empty() => {
+            (PyBytes::new(py, &contents.inline).into_any(), Vec::new())
         }
         Stored::Placed { .. } => {
             return Err(PyRuntimeError::new_err("what this process has placed, it does not load"));
@@ -307,7 +310,7 @@ pub(crate) fn receive(py: Python<'_>, call: &Arc<CallInner>, part: &PartRef, del
 
 fn mapped_results(call: &CallInner) -> usize {
     match &call.engine {
-        crate::call::Engine::Processes { pool, .. } => pool.shared.mapped_results(),
+        crate::call::Engine::Processes { pool, .. } => pool.shared.memory.mapped_results(),
         crate::call::Engine::Threads { .. } => 0,
     }
 }

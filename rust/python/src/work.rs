@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use rustdask_core::message::Granted;
 use rustdask_core::{Attempt, Grant};
+use rustdask_runtime::delivery::Delivery;
 use rustdask_runtime::driver::{End, Links, Payload};
 use rustdask_runtime::parcel::Parcel;
-use rustdask_runtime::processes::Delivery;
 
 use crate::batch::PartRef;
 use crate::node::Node;
@@ -51,7 +52,10 @@ impl Payload for Work {
     }
 
     fn links(&self) -> Option<Links> {
-        self.node().map(|node| Links { inputs: node.stored_inputs(), granted: node.granted() })
+        self.node().map(|node| Links {
+            inputs: node.stored_inputs(),
+            granted: node.granted().iter().map(Granted::from).collect(),
+        })
     }
 
     fn deliver(&self, attempt: Attempt, delivery: Delivery) -> Result<Box<dyn Send>, Delivery> {
@@ -72,4 +76,7 @@ impl Payload for Work {
             node.ended(end);
         }
     }
+
+    /// Results are kept in this process, not by the workers: none is lost.
+    fn lost(&self) {}
 }

@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rustdask_core::ending::{Obituary, Unreported};
+use rustdask_core::message::Granted;
 use rustdask_core::scheduler::Config;
 use rustdask_core::{
     Action, Actions, Attempt, CallId, CallSpec, Event, Grant, KillReason, Outcome, Resolution, Scheduler, TaskId,
     TaskSpec, WorkerId,
 };
 
+use crate::delivery::Delivery;
 use crate::mailbox::Mailbox;
 use crate::parcel::Parcel;
-use crate::processes::Delivery;
 use crate::stored::Stored;
 
 /// After graphs of so many tasks, memory is given back to the system.
@@ -43,8 +44,11 @@ pub trait Payload: Clone + Send + 'static {
     /// comes back, to be dropped without the driver's lock. Of other tasks, the delivery comes back.
     fn deliver(&self, attempt: Attempt, delivery: Delivery) -> Result<Box<dyn Send>, Delivery>;
 
-    /// A task of a graph has ended, and somebody wants to know.
+    /// A task of a graph has ended, and somebody wants to know. Once more, when its result was lost.
     fn ended(&self, end: End<Self>);
+
+    /// The result of a task of a graph is gone with the workers that had it, and is made again.
+    fn lost(&self);
 }
 
 /// Results of tasks, by the numbers of these.
@@ -54,7 +58,7 @@ pub type Inputs = Vec<(TaskId, Arc<Stored>)>;
 pub struct Links {
     /// The results that it takes.
     pub inputs: Inputs,
-    pub granted: Box<[Grant]>,
+    pub granted: Vec<Granted>,
 }
 
 /// How a task ended.
@@ -393,8 +397,12 @@ impl<S: Shell> State<S> {
                 self.shell.gone(task);
                 garbage.extend(self.tasks.remove(&task));
             }
-            // Results are kept here, not by the workers: none is lost.
-            Action::Lost { .. } | Action::Restored { .. } => {}
+            Action::Lost { task, .. } => {
+                if let Some(entry) = self.tasks.get(&task) {
+                    entry.payload.lost();
+                }
+            }
+            Action::Restored { call, task, resolution } => self.resolve(call, task, resolution, garbage),
         }
     }
 
@@ -486,6 +494,10 @@ impl<S: Shell> State<S> {
         self.most_linked = 0;
         self.tasks = HashMap::new();
         true
+    }
+
+    pub fn machine(&self) -> &Scheduler {
+        &self.machine
     }
 
     /// The call of a task, if it belongs to a graph.

@@ -59,6 +59,15 @@ pub struct View {
     pub bytes: u64,
 }
 
+impl View {
+    /// `None` if it is not all in the mapping. Whoever may write there does so before it says that anything is there.
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        let start = self.mapping.range(self.offset, self.bytes)?;
+        // SAFETY: the range was checked, and the view keeps it mapped.
+        Some(unsafe { crate::shm::borrow(start.as_ptr() as usize, self.bytes as usize) })
+    }
+}
+
 /// A task to run.
 pub struct Task {
     pub run: RunTask,

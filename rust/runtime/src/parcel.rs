@@ -3,12 +3,16 @@
 use std::io;
 use std::sync::Arc;
 
-use rustdask_core::message::{Access, Body, Buffer, Granted, Linked, RunTask, ToWorker};
+use rustdask_core::message::{Access, Body, Buffer, Extent, Linked, RunTask, ToWorker};
 use rustdask_core::{Attempt, BlobId, CallId, SegmentId, TaskId};
 
+use crate::connection::{invalid, Connection, Told};
+use crate::delivery::Reported;
 use crate::driver::Links;
-use crate::processes::{Connection, Lease, Reported, Told};
+use crate::endpoint::View;
+use crate::lease::Lease;
 use crate::shm::Segment;
+use crate::stored::Pickle;
 
 /// Bytes on their way: a pickle, its buffers, and the shared memory that they are in.
 pub struct Contents {
@@ -37,6 +41,26 @@ impl Contents {
             }
         };
         Ok(Self { inline, body, buffers: shown, segments: Vec::new(), leases })
+    }
+
+    /// The pickle, and the buffers.
+    pub(crate) fn parts_here(&self) -> io::Result<(Pickle<'_>, Vec<View>)> {
+        let pickle = match self.body {
+            Body::Inline => Pickle::Inline(&self.inline),
+            Body::InSegment(extent) => Pickle::Mapped(self.view(extent)?),
+        };
+        let views = self.buffers.iter().map(|buffer| self.view(buffer.extent)).collect::<io::Result<_>>()?;
+        Ok((pickle, views))
+    }
+
+    fn view(&self, extent: Extent) -> io::Result<View> {
+        let Extent { segment, offset, bytes } = extent;
+        if let Some((_, own)) = self.segments.iter().find(|(id, _)| *id == segment) {
+            return Ok(View { mapping: Arc::new(own.map(Access::ReadOnly)?), offset, bytes });
+        }
+        let of_segment = |lease: &&Lease| lease.shown_as().is_ok_and(|shown| shown.segment == segment);
+        let lease = self.leases.iter().find(of_segment).ok_or_else(|| invalid("a buffer is in no segment"))?;
+        Ok(View { mapping: lease.mapping().clone(), offset, bytes })
     }
 
     pub(crate) fn announce(&self, connection: &Arc<Connection>, told: &mut Told) -> io::Result<()> {
@@ -104,7 +128,7 @@ impl Parcel {
             buffers: self.contents.buffers.clone(),
             linked: links.map(|links| Linked {
                 inputs: links.inputs.iter().map(|(input, _)| *input).collect(),
-                granted: links.granted.iter().map(Granted::from).collect(),
+                granted: links.granted.clone(),
             }),
         };
         connection.outbox.hold(&ToWorker::Run(run), &self.contents.inline, None);

@@ -12,9 +12,11 @@ use rustdask_core::message::{Access, Body, Buffer, Extent, ToWorker};
 use rustdask_core::nested::Ended;
 use rustdask_core::{SegmentId, TaskId};
 
+use crate::connection::{invalid, Connection, Told};
+use crate::delivery::Reported;
 use crate::endpoint::View;
+use crate::lease::Lease;
 use crate::parcel::Contents;
-use crate::processes::{Connection, Lease, Reported, Told};
 use crate::shm::Segment;
 use crate::store::{side_by_side, Store};
 
@@ -25,10 +27,10 @@ pub type Guard = Box<dyn Send + Sync>;
 pub enum Stored {
     /// In memory of the worker that made it.
     Made { body: Reported, buffers: Vec<Lease>, bytes: u64, counted: Option<Guard> },
-    /// In memory of our own.
+    /// In memory that others look at, too.
     Placed { contents: Contents, held: Guard },
-    /// In a file.
-    Spilled(Spilled),
+    /// In memory of its own, or in a file.
+    Copied(Copied),
 }
 
 /// Where the pickle of a result is.
@@ -37,12 +39,14 @@ pub enum Pickle<'a> {
     Mapped(View),
 }
 
-pub struct Spilled {
+/// One segment has all of it, but for a pickle that is inline.
+pub struct Copied {
     inline: Vec<u8>,
     body: Body,
     buffers: Vec<Extent>,
     bytes: u64,
-    file: Mutex<Shown>,
+    shown: Mutex<Shown>,
+    in_file: bool,
 }
 
 impl Stored {
@@ -71,8 +75,8 @@ impl Stored {
                 let buffers = buffers.iter().map(|lease| Ok(private(lease.show(connection, told, task)?)));
                 Ok((body, inline, buffers.collect::<io::Result<_>>()?))
             }
-            Self::Spilled(Spilled { inline, body, buffers, file, .. }) => {
-                file.lock().expect("no holder panics").to(connection, told, task)?;
+            Self::Copied(Copied { inline, body, buffers, shown, .. }) => {
+                shown.lock().expect("no holder panics").to(connection, told, task)?;
                 Ok((*body, inline, buffers.iter().map(|extent| private(*extent)).collect()))
             }
         }
@@ -88,46 +92,98 @@ impl Stored {
 
     pub fn bytes(&self) -> u64 {
         match self {
-            Self::Made { bytes, .. } | Self::Spilled(Spilled { bytes, .. }) => *bytes,
+            Self::Made { bytes, .. } | Self::Copied(Copied { bytes, .. }) => *bytes,
             Self::Placed { contents, .. } => {
                 contents.inline.len() as u64 + contents.buffers.iter().map(|buffer| buffer.extent.bytes).sum::<u64>()
             }
         }
     }
 
-    /// The same in a file of the folder; `None` where it takes no memory of a worker.
+    /// A copy of a result of another process, as [`lay_out`] has it: the pickle first, then its buffers.
+    pub fn copied(id: SegmentId, segment: Segment, sizes: &[u64]) -> Self {
+        let (offsets, _) = side_by_side(sizes.iter().copied());
+        let mut extents = offsets.iter().zip(sizes).map(|(offset, bytes)| extent(id, *offset, *bytes));
+        let body = extents.next().map_or(Body::Inline, Body::InSegment);
+        let (buffers, bytes) = (extents.collect(), sizes.iter().sum());
+        let shown = Mutex::new(Shown::new(id, Arc::new(segment)));
+        Self::Copied(Copied { inline: Vec::new(), body, buffers, bytes, shown, in_file: false })
+    }
+
+    /// The pickle of a small result.
+    pub fn inline(pickle: Vec<u8>) -> Self {
+        let contents =
+            Contents { inline: pickle, body: Body::Inline, buffers: vec![], segments: vec![], leases: vec![] };
+        Self::Placed { contents, held: Box::new(()) }
+    }
+
+    /// The pickle, and its buffers.
+    pub fn parts_here(&self) -> io::Result<(Pickle<'_>, Vec<View>)> {
+        match self {
+            Self::Made { body: Reported::Inline(inline), buffers, .. } => {
+                Ok((Pickle::Inline(inline), buffers.iter().map(Lease::view).collect()))
+            }
+            Self::Made { body: Reported::Leased(lease), buffers, .. } => {
+                Ok((Pickle::Mapped(lease.view()), buffers.iter().map(Lease::view).collect()))
+            }
+            Self::Placed { contents, .. } => contents.parts_here(),
+            Self::Copied(copied) => copied.views_as(Access::ReadOnly),
+        }
+    }
+
+    /// The same in a file of the folder; `None` where it takes no memory that is shared.
     pub fn spilled(&self, store: &Store, folder: &Path) -> io::Result<Option<Self>> {
-        let Self::Made { body, buffers, bytes, .. } = self else { return Ok(None) };
-        let (inline, leased) = match body {
-            Reported::Inline(inline) => (inline.clone(), None),
-            Reported::Leased(lease) => (Vec::new(), Some(lease)),
+        if matches!(self, Self::Copied(Copied { in_file: true, .. })) {
+            return Ok(None);
+        }
+        let (pickle, buffers) = self.parts_here()?;
+        let (inline, mapped) = match pickle {
+            Pickle::Inline(inline) => (inline.to_vec(), None),
+            Pickle::Mapped(view) => (Vec::new(), Some(view)),
         };
-        let leases: Vec<&Lease> = leased.into_iter().chain(buffers).collect();
-        if leases.is_empty() {
+        let views: Vec<&View> = mapped.iter().chain(&buffers).collect();
+        if views.is_empty() {
             return Ok(None);
         }
         let id = store.fresh_id();
-        let (offsets, total) = side_by_side(leases.iter().map(|lease| lease.extent().bytes));
-        let extent = |(lease, offset): (&&Lease, u64)| Extent { segment: id, offset, bytes: lease.extent().bytes };
-        let extents: Vec<Extent> = leases.iter().zip(offsets).map(extent).collect();
+        let (offsets, total) = side_by_side(views.iter().map(|view| view.bytes));
+        let mut extents: Vec<Extent> =
+            views.iter().zip(offsets).map(|(view, offset)| extent(id, offset, view.bytes)).collect();
         let segment = Segment::create(total, Some(folder))?;
-        for (lease, extent) in leases.iter().zip(&extents) {
-            lease.copy_to(&segment, extent.offset)?;
+        for (view, extent) in views.iter().zip(&extents) {
+            segment.fill_at(view.as_slice().ok_or_else(outside)?, extent.offset)?;
         }
-        let (body, buffers) = match leased {
-            Some(_) => (Body::InSegment(extents[0]), extents[1..].to_vec()),
-            None => (Body::Inline, extents),
+        let body = match mapped {
+            Some(_) => Body::InSegment(extents.remove(0)),
+            None => Body::Inline,
         };
-        let file = Mutex::new(Shown::new(id, Arc::new(segment)));
-        Ok(Some(Self::Spilled(Spilled { inline, body, buffers, bytes: *bytes, file })))
+        let shown = Mutex::new(Shown::new(id, Arc::new(segment)));
+        let copied = Copied { inline, body, buffers: extents, bytes: self.bytes(), shown, in_file: true };
+        Ok(Some(Self::Copied(copied)))
     }
 }
 
-impl Spilled {
-    /// The pickle, and views of the file, whose writes stay there.
+/// Where parts of such sizes stand in one segment, and the size of that; all in bytes.
+pub fn lay_out(sizes: &[u64]) -> (Vec<u64>, u64) {
+    side_by_side(sizes.iter().copied())
+}
+
+fn extent(segment: SegmentId, offset: u64, bytes: u64) -> Extent {
+    Extent { segment, offset, bytes }
+}
+
+fn outside() -> io::Error {
+    invalid("a result is outside of its segment")
+}
+
+impl Copied {
+    /// The pickle, and views of the segment, whose writes stay there.
     pub fn views(&self) -> io::Result<(Pickle<'_>, Vec<View>)> {
-        let segment = self.file.lock().expect("no holder panics").segment.clone();
-        let mapping = Arc::new(segment.map(Access::CopyOnWrite)?);
+        self.views_as(Access::CopyOnWrite)
+    }
+
+    fn views_as(&self, access: Access) -> io::Result<(Pickle<'_>, Vec<View>)> {
+        let segment = self.shown.lock().expect("no holder panics").segment.clone();
+        let mapping = Arc::new(segment.map(access)?);
         let view = |extent: &Extent| View { mapping: mapping.clone(), offset: extent.offset, bytes: extent.bytes };
         let pickle = match &self.body {
             Body::Inline => Pickle::Inline(&self.inline),

@@ -12,9 +12,10 @@ use rustdask_core::message::{Body, Extent, FromWorker, ToWorker};
 use rustdask_core::nested::{Ended, Fault, FromTask, Numbers, Submitted};
 use rustdask_core::{Attempt, BlobId, TaskId, WorkerId};
 
+use crate::connection::Connection;
+use crate::delivery::Reported;
 use crate::endpoint::{Blob, Endpoint, Inner, Running, SentBlob};
 use crate::parcel::Contents;
-use crate::processes::{Connection, Reported};
 use crate::shm::MIN_SEGMENT_BYTES;
 
 /// What takes on what the tasks of one worker submit. The I/O thread calls it, and drops it when the worker is gone.
@@ -28,6 +29,20 @@ pub trait Guest {
     fn submit(&mut self, by: Option<TaskId>) -> io::Result<()>;
     fn release(&mut self, tasks: Vec<TaskId>);
     fn cancel(&mut self, tasks: Vec<TaskId>, force: bool);
+
+    /// A word of a task's. `contents`: what it names.
+    fn hear(&mut self, word: FromTask, contents: Contents) -> io::Result<()> {
+        match word {
+            FromTask::Function { function, same_as, .. } => self.function(function, same_as, contents),
+            FromTask::ForgetFunction { function } => self.forget_function(function),
+            FromTask::Value { task, name, .. } => self.value(task, name, contents),
+            FromTask::Task(task) => self.task(task, contents),
+            FromTask::Submit { by } => self.submit(by)?,
+            FromTask::Release { tasks } => self.release(tasks),
+            FromTask::Cancel { tasks, force } => self.cancel(tasks, force),
+        }
+        Ok(())
+    }
 }
 
 /// Makes a [`Guest`] of a worker.
