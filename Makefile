@@ -6,6 +6,7 @@
 #   make bench     the side-by-side benchmarks: benchmarks/results.{json,md,svg}
 #   make suites    joblib's, scikit-learn's, Dask's and CPython's own tests with rustdask active, whole
 #   make sim       10,000 seeds of the scheduler's simulation
+#   make fuzz      fuzz what strangers can send to a cluster; needs a nightly Rust, and `cargo install cargo-fuzz`
 #   make freethreaded   build, import and test the wheel on CPython without the GIL
 
 PYTHON ?= python3
@@ -16,6 +17,7 @@ BENCH_FLAGS ?=
 HAS_TESTS = $(1) -c 'import test.test_concurrent_futures' 2>/dev/null && echo $(1)
 PYTHON_WITH_TESTS ?= $(firstword $(foreach python,$(PYTHON) python3.14 python3.13 python3.12 python3.11 \
   $(wildcard $(HOME)/.pyenv/versions/3.1[1-9].*/bin/python),$(shell $(call HAS_TESTS,$(python)))))
+FUZZ_SECONDS ?= 300
 # An interpreter without the GIL, and the tests that concern it.
 PYTHON_FT ?= python3.13t
 FT_TESTS ?= threads or free_threaded
@@ -25,7 +27,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml $(wildcard Cargo.lock) pyproject.toml
 PYTHON_CODE := python tests benchmarks examples
 
-.PHONY: build demo test test-rust test-python check format lint types bench suites sim wheel freethreaded clean
+.PHONY: build demo test test-rust test-python check format lint types bench suites sim fuzz wheel freethreaded clean
 
 build: $(VENV)/.built
 
@@ -51,7 +53,7 @@ test: test-rust test-python
 
 # The binding crate is an extension module, which cannot link as a test binary: pytest tests it.
 test-rust:
-	RUSTDASK_SIM_SEEDS=200 cargo test --quiet -p rustdask-core -p rustdask-runtime
+	RUSTDASK_SIM_SEEDS=200 cargo test --quiet -p rustdask-core -p rustdask-runtime -p rustdask-cluster
 
 test-python: build
 	$(PY) -m pytest tests -m "not suite or selection"
@@ -102,6 +104,15 @@ $(VENV)-cpython/.built: requirements-dev.txt
 
 sim:
 	RUSTDASK_SIM_SEEDS=$(SIM_SEEDS) cargo test --release -p rustdask-core --test sim
+
+# What is found stays in fuzz/corpus, for the next time.
+fuzz:
+	cargo run --quiet -p rustdask-cluster --example fuzz_seeds fuzz/seeds
+	for target in messages handshake; do \
+		mkdir -p fuzz/corpus/$$target && \
+		cargo +nightly fuzz run --fuzz-dir fuzz $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
+	done
 
 wheel: $(VENV)/.deps
 	$(VENV)/bin/maturin build --release --out dist
