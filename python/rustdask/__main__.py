@@ -1,4 +1,4 @@
-"""Commands: ``python -m rustdask info`` and ``python -m rustdask explain SCRIPT``."""
+"""Commands: ``rustdask info``, ``explain``, and those that make a cluster: ``scheduler``, ``worker``, ``tls``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import rustdask
+from rustdask import _cluster_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,19 +28,29 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code.
     """
     options, rest = _parser().parse_known_args(arguments)
-    if options.command == "info":
-        if rest:
-            _parser().error(f"unrecognized arguments: {' '.join(rest)}")
-        return _info(as_json=options.json)
-    return _explain(options.script, rest)
+    if options.command == "explain":
+        return _explain(options.script, rest)
+    if rest:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command != "info":
+        return int(options.run(options))
+    if options.address or options.scheduler_file:
+        return _cluster_info(options)
+    return _info(as_json=options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rustdask", description="Parallel Python on a native executor.")
     parser.add_argument("--version", action="version", version=rustdask.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="version, cores and where the number came from, pool, memory")
+    info = commands.add_parser(
+        "info", help="version, cores and where the number came from, pool, memory; or how a cluster fares"
+    )
+    info.add_argument("address", nargs="?", help="of a cluster's scheduler")
+    info.add_argument("--scheduler-file", help="written by rustdask scheduler")
     info.add_argument("--json", action="store_true", help="print JSON")
+    _cluster_commands.add_security(info)
+    _cluster_commands.add_parsers(commands)
     explain = commands.add_parser(
         "explain",
         help="run a script with rustdask as joblib's default, then say where its last call's time went",
@@ -61,6 +72,28 @@ def _info(*, as_json: bool) -> int:
         print(f"         worker {worker['rank']}: pid {worker['pid']}, {(worker['memory_bytes'] or 0) >> 20} MiB")
     print(f"memory   {facts['segments']} shared arguments, {facts['segment_bytes'] >> 20} MiB")
     return 0
+
+
+def _cluster_info(options: argparse.Namespace) -> int:
+    security = _cluster_commands.security_of(options)
+    with rustdask.Client(
+        options.address, scheduler_file=options.scheduler_file, security=security, set_as_default=False
+    ) as client:
+        facts = client.scheduler_info()
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    print(f"rustdask {facts['versions']['rustdask']} at {facts['address']}, up {facts['uptime']:.0f} s")
+    print(f"tasks    {facts['known']} known, {facts['active']} not ended, {facts['queued']} waiting for a worker")
+    print(f"clients  {facts['clients'] - 1} beside this one")
+    for node in facts["nodes"]:
+        state = "leaving" if node["leaving"] else f"{len(node['workers'])} workers"
+        print(f"node     {node['name']} at {node['address']}: {state}, {_mib(node)}")
+    return 0
+
+
+def _mib(node: dict[str, Any]) -> str:
+    return f"{node['memory_bytes'] >> 20} MiB, {node['result_bytes'] >> 20} MiB of results"
 
 
 def _explain(script: str, arguments: list[str]) -> int:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from rustdask import _core
+from rustdask import _cluster_client, _core
+from rustdask._cluster_address import Security
 from rustdask._cores import parse_memory
 from rustdask._future import Future, all_ended
 from rustdask._import_hook import when_imported
@@ -41,8 +42,9 @@ class Client:
 
     Parameters
     ----------
-    n_workers : int, optional
-        Worker processes, by default as many as there are cores. With ``processes=False``, as many threads.
+    n_workers : int or str, optional
+        Worker processes, by default as many as there are cores. With ``processes=False``, as many threads. Or the
+        address of a cluster's scheduler, such as ``"tcp://host:8786"``; by default that of ``RUSTDASK_ADDRESS``.
     threads_per_worker : int, optional
         With ``processes=False``, threads for each of `n_workers`, by default one. A worker process runs one task at a
         time: there, it only says for how many cores there is one worker where `n_workers` is not given. They are left
@@ -63,6 +65,18 @@ class Client:
         a name, so nothing is left behind.
     set_as_default : bool, default=True
         Be what `get_client` returns.
+    scheduler_file : path, optional
+        Of a cluster, written by ``rustdask scheduler --scheduler-file``.
+    security : Security, optional
+        What proves to a cluster that this client belongs to it; by default the token that the scheduler file has, or
+        ``RUSTDASK_TOKEN``.
+    timeout : float, default=30
+        Seconds to wait for a cluster's scheduler.
+
+    Raises
+    ------
+    ConnectionError
+        If the scheduler cannot be reached, or does not want this client.
 
     Examples
     --------
@@ -75,7 +89,7 @@ class Client:
 
     def __init__(
         self,
-        n_workers: int | None = None,
+        n_workers: int | str | None = None,
         threads_per_worker: int | None = None,
         processes: bool = True,
         memory_limit: int | str | None = None,
@@ -83,7 +97,11 @@ class Client:
         asynchronous: bool = False,
         local_directory: str | os.PathLike[str] | None = None,
         set_as_default: bool = True,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        security: Security | None = None,
+        timeout: float = 30.0,
     ) -> None:
+        address, n_workers = (n_workers, None) if isinstance(n_workers, str) else (None, n_workers)
         _check_count("n_workers", n_workers)
         _check_count("threads_per_worker", threads_per_worker)
         self.asynchronous = asynchronous
@@ -91,10 +109,17 @@ class Client:
         self.memory_limit = parse_memory(memory_limit)
         self._local_directory = os.fspath(local_directory or tempfile.gettempdir())
         self.resources, self._devices = amounts_and_devices(resources)
-        self.n_workers = n_workers or max(1, cores().count // (threads_per_worker or 1))
         self.threads_per_worker = threads_per_worker or 1
         self._named: weakref.WeakValueDictionary[Any, Future] = weakref.WeakValueDictionary()
-        self._session = self._open_session()
+        self.address: str | None = None
+        if processes and n_workers is None and _cluster_client.is_wanted(address, scheduler_file):
+            self.n_workers = 0
+            self.address, self._session = _cluster_client.open_session(
+                address, scheduler_file, security or Security(), timeout, self.memory_limit
+            )
+        else:
+            self.n_workers = n_workers or max(1, cores().count // self.threads_per_worker)
+            self._session = self._open_session()
         _by_session[self._session] = self
         if set_as_default:
             _open.append(weakref.ref(self))
@@ -125,7 +150,7 @@ class Client:
         """Return the client of the tasks of this worker process."""
         client = cls.__new__(cls)
         client.asynchronous, client.processes = False, True
-        client.memory_limit, client.resources, client._devices = None, {}, {}
+        client.address, client.memory_limit, client.resources, client._devices = None, None, {}, {}
         client.n_workers, client.threads_per_worker = session.stats()["workers"], 1
         client._named = weakref.WeakValueDictionary()
         client._session = session
@@ -347,6 +372,9 @@ class Client:
             ``spilled_bytes``: of results in shared memory, and of those that have gone to disk so far. In a
             task of a worker process, only ``active``, of what tasks there have submitted.
         """
+        if self.address is not None:
+            info = self._session.stats()
+            return {"type": "Scheduler", "address": self.address, **info, "workers": _cluster_client.workers_of(info)}
         return {
             "type": "Scheduler",
             "address": "worker processes" if self.processes else "threads of this process",
@@ -355,6 +383,8 @@ class Client:
         }
 
     def _workers(self) -> dict[int, dict[str, Any]]:
+        if self.address is not None:
+            return _cluster_client.workers_of(self._session.stats())
         common = {"memory_limit": self.memory_limit, "resources": self.resources}
         if not self.processes:
             threads = self.n_workers * self.threads_per_worker
@@ -387,7 +417,7 @@ class Client:
         ValueError
             If there are never to be so many.
         """
-        if n_workers is not None and n_workers > self.n_workers:
+        if n_workers is not None and n_workers > self.n_workers and self.address is None:
             raise ValueError(f"this client has {self.n_workers} workers, so there will not be {n_workers}")
         if self.asynchronous:
             import asyncio
@@ -396,10 +426,10 @@ class Client:
         return self._wait_for_workers(n_workers, timeout)
 
     def _wait_for_workers(self, n_workers: int | None, timeout: float | None) -> None:
-        wanted = n_workers or self.n_workers
+        wanted = n_workers or self.n_workers or 1
         deadline = None if timeout is None else time.monotonic() + timeout
         while (there := (stats := self._session.stats())["workers"]) < wanted and not self.closed:
-            if there + stats["starting"] < wanted:
+            if self.address is None and there + stats["starting"] < wanted:
                 raise RuntimeError(f"no worker could be started: {self._session.start_failure}")
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{there} of {wanted} workers have started within {timeout:g} s")
@@ -481,7 +511,7 @@ class Client:
         return _ready(self).__await__()
 
     def __repr__(self) -> str:
-        what = "processes" if self.processes else "threads"
+        what = self.address or ("processes" if self.processes else "threads")
         state = "closed" if self.closed else f"{self.n_workers} {what}"
         return f"<Client: {state}>"
 

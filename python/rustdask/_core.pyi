@@ -17,6 +17,8 @@ _Dumped = tuple[bytes, Sequence[_OutOfBand], Sequence[_Blob]]
 __all__ = [
     "Call",
     "CallStats",
+    "ClusterNode",
+    "ClusterScheduler",
     "Handle",
     "Input",
     "Session",
@@ -34,6 +36,7 @@ __all__ = [
     "fill",
     "forget_blob",
     "is_abandoned",
+    "make_certificates",
     "pool_info",
     "results",
     "shutdown",
@@ -162,6 +165,19 @@ class Session:
     ) -> Session: ...
     @staticmethod
     def upstream(endpoint: WorkerEndpoint, serializer: object, start_stand_in: Callable[[], None]) -> None: ...
+    @staticmethod
+    def cluster(
+        *,
+        address: str,
+        versions: Mapping[str, Any],
+        serializer: object,
+        output: Callable[[bool, bool, bytes], None],
+        timeout: float,
+        memory_limit: int = 0,
+        token: str | None = None,
+        tls: tuple[str, str, str] | None = None,
+    ) -> tuple[Session, list[str]]: ...
+    def wait_for_nodes(self, count: int, seconds: float) -> int: ...
     @property
     def is_upstream(self) -> bool: ...
     def workers(self) -> list[tuple[int, int, int]]: ...
@@ -180,7 +196,7 @@ class Session:
     ) -> list[_H]: ...
     def scatter(self, cls: type[_H], value: object) -> _H: ...
     def cancel(self, handles: Sequence[Handle], *, force: bool = False) -> None: ...
-    def stats(self) -> dict[str, int]: ...
+    def stats(self) -> dict[str, Any]: ...
     @property
     def start_failure(self) -> str: ...
     @property
@@ -190,6 +206,54 @@ class Session:
     def close(self) -> None: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
+
+@final
+class ClusterScheduler:
+    def __new__(
+        cls,
+        *,
+        host: str,
+        port: int,
+        exact: bool,
+        versions: Mapping[str, Any],
+        token: str | None = None,
+        tls: tuple[str, str, str] | None = None,
+    ) -> ClusterScheduler: ...
+    @property
+    def address(self) -> str: ...
+    def wait(self, seconds: float) -> bool: ...
+    def stop(self) -> None: ...
+
+@final
+class ClusterNode:
+    def __new__(
+        cls,
+        *,
+        scheduler: str,
+        name: str,
+        workers: int,
+        launch: Callable[[], tuple[str, Sequence[str], bytes]],
+        resources: Mapping[str, float],
+        memory_limit: int,
+        results_limit: int | None,
+        folder: str | PathLike[str],
+        host: str,
+        port: int,
+        death_timeout: float | None,
+        drain_limit: float,
+        versions: Mapping[str, Any],
+        token: str | None = None,
+        tls: tuple[str, str, str] | None = None,
+    ) -> ClusterNode: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> str | None: ...
+    @property
+    def failure(self) -> str | None: ...
+    def wait(self, seconds: float) -> bool: ...
+    def leave(self) -> None: ...
+    def stop(self) -> None: ...
 
 @final
 class Watch:
@@ -263,3 +327,4 @@ def after_fork_in_parent() -> None: ...
 def after_fork_in_child() -> None: ...
 def pool_info() -> _PoolInfo: ...
 def die_with_parent() -> None: ...
+def make_certificates(directory: str | PathLike[str], hosts: Sequence[str]) -> None: ...

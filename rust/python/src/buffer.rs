@@ -8,7 +8,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use rustdask_core::message::Access;
 use rustdask_runtime::endpoint::View;
-use rustdask_runtime::processes::Lease;
+use rustdask_runtime::lease::Lease;
 use rustdask_runtime::shm::Mapping;
 
 /// What keeps the memory of a buffer alive.

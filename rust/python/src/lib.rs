@@ -3,6 +3,7 @@
 mod batch;
 mod buffer;
 mod call;
+mod cluster;
 mod exit;
 mod guest;
 mod handle;
@@ -10,6 +11,7 @@ mod memory;
 mod node;
 mod output;
 mod pools;
+mod remote;
 mod scan;
 mod session;
 mod shipment;
@@ -301,10 +303,10 @@ fn pool_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let workers: Vec<(u32, i32)> = pool.iter().flat_map(|p| p.workers()).map(|w| (w.rank, w.pid)).collect();
     out.set_item("workers", workers)?;
     out.set_item("template_pid", pool.as_ref().and_then(|pool| pool.template_pid()))?;
-    let store = pool.as_ref().map(|pool| pool.shared.store.stats()).unwrap_or_default();
+    let store = pool.as_ref().map(|pool| pool.shared.memory.store.stats()).unwrap_or_default();
     out.set_item("argument_segments", store.segments)?;
     out.set_item("argument_bytes", store.bytes)?;
-    out.set_item("mapped_results", pool.as_ref().map_or(0, |pool| pool.shared.mapped_results()))?;
+    out.set_item("mapped_results", pool.as_ref().map_or(0, |pool| pool.shared.memory.mapped_results()))?;
     Ok(out)
 }
 
@@ -332,6 +334,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(session::current_session, module)?)?;
     module.add_function(wrap_pyfunction!(session::current_grants, module)?)?;
     module.add_function(wrap_pyfunction!(session::is_abandoned, module)?)?;
+    module.add_class::<cluster::ClusterScheduler>()?;
+    module.add_class::<cluster::ClusterNode>()?;
+    module.add_function(wrap_pyfunction!(cluster::make_certificates, module)?)?;
     module.add_function(wrap_pyfunction!(forget_blob, module)?)?;
     module.add_function(wrap_pyfunction!(before_fork, module)?)?;
     module.add_function(wrap_pyfunction!(after_fork_in_parent, module)?)?;

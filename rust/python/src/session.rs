@@ -18,15 +18,16 @@ use rustdask_core::{
 };
 use rustdask_runtime::driver::Shell as _;
 use rustdask_runtime::mailbox::Mailbox;
+use rustdask_runtime::pace::GRAPH_DEPTH;
 use rustdask_runtime::pool::PoolSpec;
-use rustdask_runtime::processes::GRAPH_DEPTH;
 use rustdask_runtime::template::Launch;
 
+use crate::cluster::{self, VersionsOf};
 use crate::exit::Inside;
 use crate::handle::{Handle, Seed, Want};
-use crate::memory::Memory;
 use crate::node::{Job, LocalCall, Made, Node};
 use crate::pools::{self, pools, PATIENCE};
+use crate::remote::Remote;
 use crate::scan::{self, Input, Place};
 use crate::shipment::{Functions, HeldBlob, Shipping};
 use crate::upstream::{SentFunction, Upstream};
@@ -81,6 +82,7 @@ pub(crate) enum Engine {
     Processes(Arc<pools::Processes>, Arc<Shipping>),
     /// In a worker process: the pool that it belongs to.
     Upstream(Arc<Upstream>),
+    Cluster(Arc<Remote>, Arc<Shipping>),
 }
 
 /// In a worker process: the session of its tasks.
@@ -108,6 +110,7 @@ impl SessionInner {
             Engine::Threads(pool) => pool.driver.event(Event::TasksCancelled { call, tasks, force }),
             Engine::Processes(pool, _) => pool.driver.event(Event::TasksCancelled { call, tasks, force }),
             Engine::Upstream(upstream) => return upstream.endpoint.cancel(tasks, force),
+            Engine::Cluster(remote, _) => remote.cancel(tasks, force),
         }
         Ok(())
     }
@@ -119,6 +122,7 @@ impl SessionInner {
         }
         match &self.engine {
             Engine::Upstream(upstream) => upstream.release(task),
+            Engine::Cluster(remote, _) => remote.release(task),
             Engine::Threads(pool) => pool.driver.release(self.call, task),
             Engine::Processes(pool, _) => pool.driver.release(self.call, task),
         }
@@ -136,6 +140,7 @@ impl SessionInner {
             Engine::Threads(pool) => pool.driver.reserve(tasks),
             Engine::Processes(pool, _) => pool.driver.reserve(tasks),
             Engine::Upstream(upstream) => upstream.reserve(tasks),
+            Engine::Cluster(remote, _) => remote.reserve(tasks),
         }
     }
 
@@ -144,6 +149,7 @@ impl SessionInner {
             Engine::Threads(pool) => py.detach(|| pool.driver.submit_graph(self.call, tasks)),
             Engine::Processes(pool, _) => py.detach(|| pool.driver.submit_graph(self.call, tasks)),
             Engine::Upstream(upstream) => return upstream.submit(py, tasks),
+            Engine::Cluster(remote, _) => return Ok(py.detach(|| remote.submit(tasks))?),
         };
         if open {
             Ok(())
@@ -163,20 +169,21 @@ impl SessionInner {
                 pool.close(PATIENCE);
             }
             Engine::Processes(pool, shipping) => {
-                shipping.memory.close();
+                shipping.memory.iter().for_each(|memory| memory.close());
                 pool.driver.close_call(self.call);
                 pool.stop();
                 // However long the client is kept.
-                pool.shared.store.trim(Duration::ZERO);
+                pool.shared.memory.store.trim(Duration::ZERO);
             }
             Engine::Upstream(_) => {}
+            Engine::Cluster(remote, _) => remote.close(),
         }
     }
 
     /// The pool, where it has output of its own.
     pub(crate) fn processes(&self) -> Option<&Arc<pools::Processes>> {
         match &self.engine {
-            Engine::Threads(_) | Engine::Upstream(_) => None,
+            Engine::Threads(_) | Engine::Upstream(_) | Engine::Cluster(..) => None,
             Engine::Processes(pool, _) => Some(pool),
         }
     }
@@ -224,7 +231,7 @@ impl Submission<'_> {
         let session = self.session.clone();
         let job = match &session.engine {
             Engine::Threads(_) => self.local_call(function, task)?,
-            Engine::Processes(_, shipping) => {
+            Engine::Processes(_, shipping) | Engine::Cluster(_, shipping) => {
                 let arguments = self.with_inputs(task, needs)?;
                 let shipment = shipping.ship(task.py(), &function, &mut self.shipped, arguments, !needs.complex)?;
                 Job::Elsewhere(Arc::new(shipment))
@@ -361,10 +368,10 @@ impl Session {
         let pool = Arc::new(pools::Processes::start(spec, launch, pools::on_output())?);
         pool.driver.event(Event::WorkersRequested { count: workers });
         let call = pool.driver.open_call(graph_spec(GRAPH_DEPTH), Arc::new(Mailbox::new(None)));
-        let memory = Memory::start(results_limit, folder, &pool, call)?;
+        let memory = Some(crate::memory::start(results_limit, folder, &pool, call)?);
         let shipping = Arc::new(Shipping::new(pool.clone(), call, serializer, memory_limit, memory));
         let session = Self::over(Engine::Processes(pool.clone(), shipping.clone()), call);
-        pool.shared.set_host(crate::guest::host(&shipping, session.inner.generation.clone()));
+        pool.shared.set_host(crate::guest::host(&shipping, &pool, session.inner.generation.clone()));
         Ok(session)
     }
 
@@ -375,6 +382,41 @@ impl Session {
         let upstream = Upstream::new(endpoint.endpoint.clone(), serializer, start_stand_in);
         // A worker has one.
         let _ = UPSTREAM.set(SessionInner::new(Engine::Upstream(upstream), CallId(0)));
+    }
+
+    /// Run tasks on the cluster whose scheduler has this address. `output` is called with what workers write: whether on stderr,
+    /// whether it is a pickled log record, and that. Also what differs between here and the scheduler, in sentences.
+    #[staticmethod]
+    #[pyo3(signature = (*, address, versions, serializer, output, timeout, memory_limit=0, token=None, tls=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn cluster(
+        py: Python<'_>,
+        address: &str,
+        versions: VersionsOf,
+        serializer: Py<PyAny>,
+        output: Py<PyAny>,
+        timeout: f64,
+        memory_limit: u64,
+        token: Option<&str>,
+        tls: Option<(String, String, String)>,
+    ) -> PyResult<(Self, Vec<String>)> {
+        pools::check_open()?;
+        let address = address.parse().map_err(PyValueError::new_err)?;
+        let security = cluster::security(token, tls)?;
+        let timeout = Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX);
+        let output = cluster::output(output);
+        let remote = py.detach(|| Remote::connect(&address, &security, versions.into(), timeout, output));
+        let remote = remote.map_err(cluster::unconnected)?;
+        let shipping = Arc::new(Shipping::new(remote.clone(), CallId(0), serializer, memory_limit, None));
+        let warnings = remote.client().warnings().to_vec();
+        Ok((Self::over(Engine::Cluster(remote, shipping), CallId(0)), warnings))
+    }
+
+    /// Wait until the cluster has so many nodes, for so many seconds at most; how many there are.
+    fn wait_for_nodes(&self, py: Python<'_>, count: usize, seconds: f64) -> PyResult<usize> {
+        let Engine::Cluster(remote, _) = &self.inner.engine else { return Ok(0) };
+        let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        Ok(py.detach(|| remote.client().wait_for_nodes(count, limit))?)
     }
 
     /// It is that of the tasks of this worker process.
@@ -419,7 +461,7 @@ impl Session {
             shipped: Functions::default(),
             sent: Functions::default(),
         };
-        if let Engine::Processes(_, shipping) = &self.inner.engine {
+        if let Engine::Processes(_, shipping) | Engine::Cluster(_, shipping) = &self.inner.engine {
             shipping.begin(py)?;
         }
         if let Engine::Upstream(upstream) = &self.inner.engine {
@@ -477,6 +519,11 @@ impl Session {
                 let stored = Arc::new(shipping.place(value.py(), id, &value)?);
                 Made::Scattered(value.unbind(), stored)
             }
+            Engine::Cluster(remote, shipping) => {
+                let stored = Arc::new(shipping.place(value.py(), id, &value)?);
+                remote.value(id, &stored)?;
+                Made::Scattered(value.unbind(), stored)
+            }
             Engine::Upstream(upstream) => {
                 upstream.send_value(value.py(), id, &name, &value)?;
                 Made::Object(value.unbind())
@@ -506,6 +553,7 @@ impl Session {
                 out.set_item("workers", upstream.endpoint.workers())?;
                 return Ok(out);
             }
+            Engine::Cluster(remote, _) => return crate::cluster::info(py, &py.detach(|| remote.info())?),
         };
         out.set_item("active", stats.tasks)?;
         out.set_item("queued", stats.queued)?;
@@ -514,7 +562,7 @@ impl Session {
         out.set_item("starting", stats.starting)?;
         out.set_item("idle", stats.idle)?;
         if let Engine::Processes(_, shipping) = &self.inner.engine {
-            let (used, spilled) = shipping.memory.figures();
+            let (used, spilled) = shipping.memory.as_ref().map(|memory| memory.figures()).unwrap_or_default();
             out.set_item("result_bytes", used)?;
             out.set_item("spilled_bytes", spilled)?;
         }
@@ -528,7 +576,7 @@ impl Session {
             Engine::Threads(pool) => pool.driver.with(|state, _| state.shell.start_failure()),
             Engine::Processes(pool, _) => pool.driver.with(|state, _| state.shell.start_failure()),
             // It starts none.
-            Engine::Upstream(_) => String::new(),
+            Engine::Upstream(_) | Engine::Cluster(..) => String::new(),
         }
     }
 

@@ -9,6 +9,7 @@ use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustdask_core::message::Access;
 use rustdask_core::{BlobId, CallId, SegmentId, TaskId};
 use rustdask_runtime::parcel::{Blob, Contents, Parcel};
+use rustdask_runtime::store::Store;
 use rustdask_runtime::stored::Stored;
 
 use crate::memory::Memory;
@@ -48,24 +49,62 @@ impl<B> Functions<B> {
 /// A task, ready for any worker. What is held for it is let go of with it.
 pub(crate) struct Shipment {
     pub(crate) parcel: Arc<Parcel>,
-    /// Where its result will be counted.
-    pub(crate) memory: Arc<Memory>,
+    /// Where its result will be counted, if it comes to this machine.
+    pub(crate) memory: Option<Arc<Memory>>,
     #[allow(dead_code, reason = "it is there to be dropped")]
     held: Held,
     #[allow(dead_code, reason = "they are there to be dropped")]
     blobs: [Arc<HeldBlob>; 2],
 }
 
+/// Where pickled tasks go: workers of our own, or a cluster.
+pub(crate) trait Destination: Send + Sync {
+    fn store(&self) -> &Store;
+
+    /// This is the process that made it, and not one that was forked from that.
+    fn is_ours(&self) -> bool;
+
+    /// Those who held these segments, each once, need them no more.
+    fn release(&self, segments: &[SegmentId]);
+
+    fn forget_blobs(&self, blobs: &[u64], urgent: bool);
+
+    /// A value that tasks took is not needed any more.
+    fn forget_result(&self, task: TaskId);
+}
+
+impl Destination for Processes {
+    fn store(&self) -> &Store {
+        &self.shared.memory.store
+    }
+
+    fn is_ours(&self) -> bool {
+        Processes::is_ours(self)
+    }
+
+    fn release(&self, segments: &[SegmentId]) {
+        Processes::release(self, segments);
+    }
+
+    fn forget_blobs(&self, blobs: &[u64], urgent: bool) {
+        Processes::forget_blobs(self, blobs, urgent);
+    }
+
+    fn forget_result(&self, task: TaskId) {
+        Processes::forget_result(self, task);
+    }
+}
+
 /// Shared memory that is held.
 struct Held {
     segments: Vec<SegmentId>,
-    pool: Arc<Processes>,
+    by: Arc<dyn Destination>,
 }
 
 impl Held {
     /// Workers refer to it beyond their tasks.
     fn keep(&self) {
-        self.segments.iter().for_each(|segment| self.pool.shared.store.keep(*segment));
+        self.segments.iter().for_each(|segment| self.by.store().keep(*segment));
     }
 }
 
@@ -77,16 +116,16 @@ struct HeldValue {
 
 impl Drop for HeldValue {
     fn drop(&mut self) {
-        if self.held.pool.is_ours() {
-            self.held.pool.forget_result(self.task);
+        if self.held.by.is_ours() {
+            self.held.by.forget_result(self.task);
         }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if !self.segments.is_empty() && self.pool.is_ours() {
-            self.pool.release(&self.segments);
+        if !self.segments.is_empty() && self.by.is_ours() {
+            self.by.release(&self.segments);
         }
     }
 }
@@ -99,20 +138,20 @@ pub(crate) struct HeldBlob {
 
 impl Drop for HeldBlob {
     fn drop(&mut self) {
-        if self.held.pool.is_ours() {
-            self.held.pool.forget_blobs(&[self.blob.id.0], self.blob.is_large());
+        if self.held.by.is_ours() {
+            self.held.by.forget_blobs(&[self.blob.id.0], self.blob.is_large());
         }
     }
 }
 
 /// Pickles the tasks of a session.
 pub(crate) struct Shipping {
-    pub(crate) pool: Arc<Processes>,
+    to: Arc<dyn Destination>,
     pub(crate) call: CallId,
     /// A `GraphSerializer`.
     serializer: Py<PyAny>,
     memory_limit: u64,
-    pub(crate) memory: Arc<Memory>,
+    pub(crate) memory: Option<Arc<Memory>>,
     known: Mutex<Known>,
 }
 
@@ -136,13 +175,13 @@ impl Known {
 
 impl Shipping {
     pub(crate) fn new(
-        pool: Arc<Processes>,
+        to: Arc<dyn Destination>,
         call: CallId,
         serializer: Py<PyAny>,
         memory_limit: u64,
-        memory: Arc<Memory>,
+        memory: Option<Arc<Memory>>,
     ) -> Self {
-        Self { pool, call, serializer, memory_limit, memory, known: Mutex::default() }
+        Self { to, call, serializer, memory_limit, memory, known: Mutex::default() }
     }
 
     /// Before a submission: what workers are to be like for it.
@@ -229,7 +268,7 @@ impl Shipping {
         if let Some(same) = same {
             return same;
         }
-        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let held = Held { segments: Vec::new(), by: self.to.clone() };
         let blob = Arc::new(HeldBlob { blob: Arc::new(Blob { id, contents }), held });
         known.note(&blob);
         blob
@@ -245,13 +284,13 @@ impl Shipping {
             blobs: blobs.iter().map(|held| held.blob.clone()).collect(),
             memory_limit: self.memory_limit,
         };
-        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let held = Held { segments: Vec::new(), by: self.to.clone() };
         Some(Shipment { parcel: Arc::new(parcel), memory: self.memory.clone(), held, blobs })
     }
 
     /// A value that tasks submitted by a task take. Workers forget it with the last of them.
     pub(crate) fn value_of_worker(&self, task: TaskId, contents: Contents) -> Stored {
-        let held = Held { segments: Vec::new(), pool: self.pool.clone() };
+        let held = Held { segments: Vec::new(), by: self.to.clone() };
         Stored::Placed { contents, held: Box::new(HeldValue { task, held }) }
     }
 
@@ -276,8 +315,8 @@ impl Shipping {
         pickle: &Bound<'py, PyBytes>,
         buffers: &[OutOfBand<'py>],
     ) -> PyResult<(Contents, Held)> {
-        let mut held = Held { segments: Vec::new(), pool: self.pool.clone() };
-        let store = &self.pool.shared.store;
+        let mut held = Held { segments: Vec::new(), by: self.to.clone() };
+        let store = self.to.store();
         let packing = Packing { py, store, call: self.call, folder: None, access: &|_| Access::CopyOnWrite };
         let contents = packing.pack(pickle, buffers, &mut held.segments)?.contents;
         Ok((contents, held))

@@ -9,8 +9,8 @@ use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustdask_core::message::Extent;
 use rustdask_core::nested::{Ended, Fault, Submitted};
 use rustdask_core::{BlobId, TaskId, TaskSpec};
+use rustdask_runtime::delivery::Reported;
 use rustdask_runtime::endpoint::{Blob, Bytes, Endpoint};
-use rustdask_runtime::processes::Reported;
 use rustdask_runtime::upstream::{inline, Frames};
 
 use crate::node::{Failure, FailureKind, Made, Node, Settled};
@@ -217,16 +217,17 @@ impl Upstream {
         match how {
             Ended::Finished => node.told(Some(Made::Sent(sent)), Settled::Finished),
             Ended::Failed { task, name, fault } => {
-                let failure = Failure { kind: kind(fault, sent), task, name: name.into() };
+                let failure = Failure { kind: failure_kind(fault, copied(sent.body)), task, name: name.into() };
                 node.told(None, Settled::Failed(Arc::new(failure)));
             }
         }
     }
 }
 
-fn kind(fault: Fault, sent: Blob) -> FailureKind {
+/// `raised`: the exception, pickled.
+pub(crate) fn failure_kind(fault: Fault, raised: Vec<u8>) -> FailureKind {
     match fault {
-        Fault::Raised => FailureKind::Remote(Reported::Inline(copied(sent.body))),
+        Fault::Raised => FailureKind::Remote(Reported::Inline(raised)),
         Fault::Unreported(unreported) => FailureKind::Unreported(unreported),
         Fault::Cancelled => FailureKind::Cancelled,
         Fault::Unrunnable => FailureKind::Unrunnable,
