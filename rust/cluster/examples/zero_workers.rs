@@ -179,5 +179,6 @@ fn cpu_seconds(pid: u32) -> f64 {
 
 fn rss_mib(pid: u32) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("it runs");
-    statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("it is a number") * 4096 >> 20
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("it is a number");
+    (pages * 4096) >> 20
 }
