@@ -10,6 +10,8 @@ Importing rustdask registers the joblib backend ``"rustdask"``:
 """
 
 from rustdask._client import Client, fire_and_forget, get_client
+from rustdask._cluster_address import Security
+from rustdask._clusters import LocalCluster
 from rustdask._core import __version__
 from rustdask._delayed import Delayed, compute, delayed, persist
 from rustdask._exceptions import RemoteError, TaskFailure, TaskTimeout, UnpicklableError, WorkerCrashed
@@ -30,7 +32,9 @@ __all__ = [
     "Delayed",
     "Executor",
     "Future",
+    "LocalCluster",
     "RemoteError",
+    "Security",
     "TaskFailure",
     "TaskTimeout",
     "UnpicklableError",

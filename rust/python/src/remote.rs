@@ -125,8 +125,18 @@ impl Remote {
         self.client().release(self.call(), vec![task]);
     }
 
+    /// They have ended from here on, whatever the scheduler has to say of them still.
     pub(crate) fn cancel(&self, tasks: Vec<TaskId>, force: bool) {
+        let nodes: Vec<Arc<Node>> = {
+            let known = self.tasks();
+            let nodes = tasks.iter().filter_map(|task| known.wanted.get(task)).map(|wanted| wanted.node.clone());
+            nodes.filter(|node| !node.is_done()).collect()
+        };
         self.client().cancel(self.call(), tasks, force);
+        for node in nodes {
+            let failure = node.failed(FailureKind::Cancelled);
+            node.told(None, Settled::Failed(failure));
+        }
     }
 
     pub(crate) fn info(&self) -> io::Result<Info> {
@@ -187,6 +197,9 @@ impl Remote {
 
     fn ended(self: &Arc<Self>, task: TaskId, how: Ended, found: Found) {
         let Some(node) = self.tasks().wanted.get(&task).map(|wanted| wanted.node.clone()) else { return };
+        if matches!(node.end(), Some(Settled::Failed(_))) {
+            return;
+        }
         let end = match how {
             Ended::Finished => {
                 let made = match &found {

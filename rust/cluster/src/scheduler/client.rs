@@ -9,7 +9,7 @@ use rustdask_core::cluster::{FromClient, Pickle, PicklePlace, Range, Source, ToC
 use rustdask_core::message::{Body, Extent};
 use rustdask_core::nested::{Ended, Fault, FromTask, Numbers, Submitted};
 use rustdask_core::{
-    Amount, BlobId, CallId, CallSpec, Event, Priority, Resources, SegmentId, TaskId, TaskSpec, WorkerId,
+    Amount, BlobId, CallId, CallSpec, Event, NodeId, Priority, Resources, SegmentId, TaskId, TaskSpec, WorkerId,
 };
 use rustdask_runtime::mailbox::Mailbox;
 
@@ -81,10 +81,18 @@ impl Session {
             FromClient::ForgetSegment { segment } => {
                 self.segments.remove(&segment);
             }
-            FromClient::Unfetched { task, node } => self.scheduler.unfetched(task, node),
+            FromClient::Unfetched { task, node } => self.unfetched(task, node),
             FromClient::Info => self.client.tell(&ToClient::Info(self.scheduler.info()), Bytes::new()),
         }
         Ok(())
+    }
+
+    /// Where nobody has the result any more, the client hears of it again when it has been made.
+    fn unfetched(&self, task: TaskId, node: NodeId) {
+        self.scheduler.unfetched(task, node);
+        if let Some((id, from, body)) = self.scheduler.task(task).and_then(|task| task.place()) {
+            self.client.tell(&ToClient::Ended { task: id, how: Ended::Finished, from }, body);
+        }
     }
 
     fn open(&mut self, call: CallId, cap: u32, crash_retries: u32) {

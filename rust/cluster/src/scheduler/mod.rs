@@ -34,6 +34,7 @@ use complaints::Complaints;
 use nodes::{Node, Nodes};
 use reports::Reports;
 use shell::ClusterShell;
+use task::Task;
 
 /// A node that has said nothing for so long is given up.
 pub const NODE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -188,16 +189,23 @@ impl Scheduler {
 
     /// Somebody could not get a result from a node that is said to have it.
     fn unfetched(&self, task: TaskId, node: NodeId) {
-        let Some(worker) = self.nodes.get(node).and_then(|node| node.any_worker()) else { return };
+        let worker = self.nodes.get(node).and_then(|node| node.any_worker());
         self.driver.with(|state, events| {
             if let Some(work) = state.payload(task) {
                 work.0.left(node);
             }
-            let holders: Vec<WorkerId> =
-                state.machine().holders(task).filter(|worker| NodeId::of(*worker) == node).collect();
+            // What a node had that is gone is known to be lost.
+            let Some(worker) = worker else { return };
+            let holders = state.machine().holders(task).filter(|worker| NodeId::of(*worker) == node);
+            let holders: Vec<WorkerId> = holders.collect();
             let on_node = if holders.is_empty() { vec![worker] } else { holders };
             events.extend(on_node.into_iter().map(|worker| Event::ReplicaLost { worker, task }));
         });
+    }
+
+    /// The task, while it is known.
+    fn task(&self, task: TaskId) -> Option<Arc<Task>> {
+        self.driver.with(|state, _| state.payload(task).map(|work| work.0.clone()))
     }
 
     fn segment_missing(&self, segment: SegmentId, node: NodeId) {

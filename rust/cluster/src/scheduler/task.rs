@@ -175,6 +175,13 @@ impl Task {
         }
     }
 
+    /// The result's place, if it has one.
+    pub(crate) fn place(&self) -> Option<(TaskId, Source, Bytes)> {
+        let (source, body) = self.source();
+        let nowhere = matches!(&source, Source::Nodes(nodes) if nodes.is_empty());
+        (!nowhere).then_some((self.id, source, body))
+    }
+
     fn failed(&self, fault: Fault, body: Bytes) -> Arc<Failure> {
         Arc::new(Failure { task: self.id, name: self.name.clone(), fault, body })
     }
