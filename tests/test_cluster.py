@@ -100,6 +100,17 @@ def test_nodes_that_leave_hand_over_what_they_have(cluster, client):
     assert [float(f.result(PATIENCE_S).sum()) for f in made] == [100_000.0 * i for i in range(4)]
 
 
+def test_tasks_that_submit_tasks_are_told_that_they_cannot(client):
+    def submits():
+        from rustdask import get_client
+
+        return get_client().submit(abs, -1).result()
+
+    with pytest.raises(Exception, match="cannot submit tasks yet"):
+        client.submit(submits).result(PATIENCE_S)
+    assert client.submit(abs, -1).result(PATIENCE_S) == 1
+
+
 def test_what_workers_print_comes_to_the_client(client, capsys):
     client.submit(print, "printed far away").result(PATIENCE_S)
     seen = []

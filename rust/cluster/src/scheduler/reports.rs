@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use rustdask_core::cluster::{FromNode, NodeSpec, Thing, ToClient};
-use rustdask_core::ending::Obituary;
+use rustdask_core::cluster::{FromNode, NodeSpec, Source, Thing, ToClient, ToNode};
+use rustdask_core::ending::{Obituary, Unreported};
 use rustdask_core::message::Report;
+use rustdask_core::nested::{Ended, Fault, FromTask, Submitted};
 use rustdask_core::{Amount, Attempt, Event, HostId, NodeId, Outcome, Resources, TaskId, WorkerId, WorkerSpec};
 
 use super::nodes::Node;
@@ -56,7 +57,8 @@ impl Reports {
                 missing.into_iter().for_each(|(thing, node)| self.missing(thing, node));
                 self.scheduler.driver.event(Event::TaskReturned { worker, task, attempt, kept: 0 });
             }
-            FromNode::Untold { .. } => return Err(garbled("tasks on a cluster cannot submit tasks yet")),
+            // None has got a result.
+            FromNode::Untold { .. } => {}
             FromNode::Copied { task } => self.copied(task, self.node.id),
             FromNode::Segment { segment, bytes } => self.scheduler.nodes.segment_put(segment, bytes, self.node.id),
             FromNode::Moved { thing, to } => self.moved(thing, to),
@@ -68,7 +70,7 @@ impl Reports {
             FromNode::Output { call: _, error_stream, log } => {
                 self.scheduler.output(&ToClient::Output { error_stream, log }, &body)
             }
-            FromNode::Nested { .. } => return Err(garbled("tasks on a cluster cannot submit tasks yet")),
+            FromNode::Nested { worker, word } => self.refuse_nested(self.own(worker)?, word),
             FromNode::Alive(load) => self.node.state().load = load,
             FromNode::Leaving => self.leaving(),
         }
@@ -142,6 +144,15 @@ impl Reports {
             }
             events.push_back(Event::TaskFinished { worker, task, attempt, outcome, size_bytes: bytes });
         });
+    }
+
+    /// Tasks on a cluster cannot submit tasks yet: those that they submit fail, and say so.
+    fn refuse_nested(&self, worker: WorkerId, word: FromTask) {
+        let FromTask::Task(Submitted { task, name, wanted: true, .. }) = word else { return };
+        let why = "tasks on a cluster cannot submit tasks yet".into();
+        let fault = Fault::Unreported(Unreported::NoWorkers { why });
+        let how = Ended::Failed { task, name, fault };
+        self.node.send(&ToNode::Ended { worker, task, how, from: Source::Inline { bytes: 0 } }, Bytes::new());
     }
 
     /// The result is on a node, too.
