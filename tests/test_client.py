@@ -552,9 +552,11 @@ def test_clients_can_be_used_by_many_threads(mode):
 
 
 def test_bad_arguments():
-    for bad in (0, -1, 1.5, "2", True):
+    for bad in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="n_workers must be"):
             Client(n_workers=bad)
+    with pytest.raises(ValueError, match="`2` is no address"):
+        Client("2")
     with pytest.raises(ValueError, match="amount of a resource"):
         Client(processes=False, resources={"GPU": -1})
 

@@ -38,6 +38,8 @@ use task::Task;
 
 /// A node that has said nothing for so long is given up.
 pub const NODE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Numbers of peers begin with one of so many, other ones with each start.
+const FIRST_NUMBERS: u32 = 1 << 18;
 /// How often silent nodes are looked for.
 const LOOK: Duration = Duration::from_secs(1);
 /// A client that does not take what it is sent is not listened to beyond so many bytes,
@@ -81,6 +83,7 @@ pub async fn serve(mut listener: Listener, options: Options, stop: impl Future<O
 impl Scheduler {
     fn new(versions: Versions) -> Arc<Self> {
         let nodes: Arc<Nodes> = Arc::default();
+        let cluster = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64);
         let config = Config { open: true, max_workers: 0, core_budget: u32::MAX, ..Config::default() };
         let shell_nodes = nodes.clone();
         Arc::new(Self {
@@ -88,10 +91,10 @@ impl Scheduler {
             nodes,
             clients: Mutex::default(),
             versions,
-            cluster: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64),
+            cluster,
             began: Instant::now(),
-            // 0 is nobody's.
-            next_number: AtomicU32::new(1),
+            // 0 is nobody's. What nodes still have of an earlier scheduler's tasks is not taken for this one's.
+            next_number: AtomicU32::new(1 + (cluster / 1000) as u32 % FIRST_NUMBERS),
             complaints: Complaints::default(),
         })
     }
