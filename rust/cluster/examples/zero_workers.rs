@@ -12,7 +12,7 @@ use rustdask_cluster::transport::{connect, Address, Connection, Listener, Outbox
 use rustdask_core::cluster::{FromClient, FromNode, NodeSpec, Role, ToClient, ToNode, Versions};
 use rustdask_core::message::{Body, Report, Timings};
 use rustdask_core::nested::{FromTask, Numbers, Submitted};
-use rustdask_core::{BlobId, CallId, NodeId, TaskId};
+use rustdask_core::{BlobId, CallId, NodeId, Priority, TaskId, TaskSpec};
 
 const CALL: CallId = CallId(0);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -150,20 +150,9 @@ impl Client {
 
     fn submit(&self, first: u64, tasks: u64) {
         for nth in first..first + tasks {
-            let task = Submitted {
-                task: TaskId(self.base + nth),
-                name: "f".into(),
-                function: BlobId(self.base),
-                body: Body::Inline,
-                buffers: vec![],
-                inputs: vec![],
-                wanted: true,
-                priority: 0,
-                order: nth as u32,
-                retries: 0,
-                resources: vec![],
-                workers: None,
-            };
+            let priority = Priority { order: nth as u32, ..Priority::default() };
+            let spec = TaskSpec { task: TaskId(self.base + nth), priority, wanted: true, ..TaskSpec::default() };
+            let task = Submitted::new(&spec, "f", BlobId(self.base), (Body::Inline, vec![]), vec![]);
             self.say(FromClient::Task { call: CALL, word: FromTask::Task(task) }, b"arguments");
         }
         self.say(FromClient::Task { call: CALL, word: FromTask::Submit { by: None } }, b"");

@@ -161,23 +161,10 @@ impl Client {
             let contents = &task.parcel.contents;
             self.send_segments(&mut told, contents)?;
             let function = task.parcel.blobs.last().map(|blob| self.link.blob(blob.id));
-            let spec = &task.spec;
-            let submitted = Submitted {
-                task: spec.task,
-                name: task.name.to_string(),
-                function: function.ok_or_else(|| io::Error::other("a task has no function"))?,
-                body: self.link.body(contents.body),
-                buffers: self.link.buffers(contents),
-                inputs: task.inputs.clone(),
-                wanted: spec.wanted,
-                priority: spec.priority.user,
-                order: spec.priority.order,
-                retries: spec.retries,
-                resources: spec.resources.iter().map(|(name, amount)| (name.into(), amount.to_f64())).collect(),
-                workers: spec.workers.as_ref().map(|workers| workers.iter().map(|worker| worker.0).collect()),
-            };
-            let word = FromTask::Task(submitted);
-            self.link.outbox.send(&FromClient::Task { call, word }, Bytes::copy_from_slice(&contents.inline));
+            let function = function.ok_or_else(|| io::Error::other("a task has no function"))?;
+            let content = self.link.content(contents);
+            let task = Submitted::new(&task.spec, &task.name, function, content, task.inputs.clone());
+            self.link.word_with(call, FromTask::Task(task), contents);
         }
         self.link.word(call, FromTask::Submit { by: None });
         Ok(())
@@ -186,9 +173,8 @@ impl Client {
     /// A value that tasks will take.
     pub fn value(&self, call: CallId, task: TaskId, contents: &Contents) -> io::Result<()> {
         self.send_segments(&mut self.link.told(), contents)?;
-        let (body, buffers) = (self.link.body(contents.body), self.link.buffers(contents));
-        let word = FromTask::Value { task, name: String::new(), body, buffers };
-        self.link.outbox.send(&FromClient::Task { call, word }, Bytes::copy_from_slice(&contents.inline));
+        let (body, buffers) = self.link.content(contents);
+        self.link.word_with(call, FromTask::Value { task, name: String::new(), body, buffers }, contents);
         Ok(())
     }
 
@@ -272,9 +258,9 @@ impl Client {
             if told.blobs.insert(blob.id) {
                 let contents = &blob.contents;
                 self.send_segments(told, contents)?;
-                let (body, buffers) = (self.link.body(contents.body), self.link.buffers(contents));
+                let (body, buffers) = self.link.content(contents);
                 let word = FromTask::Function { function: self.link.blob(blob.id), same_as: None, body, buffers };
-                self.link.outbox.send(&FromClient::Task { call, word }, Bytes::copy_from_slice(&contents.inline));
+                self.link.word_with(call, word, contents);
             }
         }
         let settings = parcel.blobs.first().filter(|_| parcel.blobs.len() > 1).map(|blob| blob.id);
@@ -374,6 +360,11 @@ impl Link {
         self.say(&FromClient::Task { call, word });
     }
 
+    /// A word that brings something, of which the pickle goes with it.
+    fn word_with(&self, call: CallId, word: FromTask, contents: &Contents) {
+        self.outbox.send(&FromClient::Task { call, word }, Bytes::copy_from_slice(&contents.inline));
+    }
+
     fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().expect("no holder panics")
     }
@@ -395,14 +386,12 @@ impl Link {
         Extent { segment: self.segment(extent.segment), ..extent }
     }
 
-    fn body(&self, body: Body) -> Body {
-        match body {
+    /// Where things are, by numbers that are this client's.
+    fn content(&self, contents: &Contents) -> (Body, Vec<Extent>) {
+        let body = match contents.body {
             Body::Inline => Body::Inline,
             Body::InSegment(extent) => Body::InSegment(self.extent(extent)),
-        }
-    }
-
-    fn buffers(&self, contents: &Contents) -> Vec<Extent> {
-        contents.buffers.iter().map(|buffer| self.extent(buffer.extent)).collect()
+        };
+        (body, contents.buffers.iter().map(|buffer| self.extent(buffer.extent)).collect())
     }
 }

@@ -10,7 +10,7 @@ use rustdask_core::cluster::{FromClient, FromNode, NodeSpec, Role, RunOnNode, So
 use rustdask_core::ending::{Obituary, Unreported};
 use rustdask_core::message::{Body, Report, Timings};
 use rustdask_core::nested::{Ended, Fault, FromTask, Numbers, Submitted};
-use rustdask_core::{BlobId, CallId, NodeId, TaskId, WorkerId};
+use rustdask_core::{BlobId, CallId, NodeId, Priority, TaskId, TaskSpec, WorkerId};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -152,20 +152,10 @@ impl Peer<ToClient> {
 
     fn submit(&self, tasks: impl IntoIterator<Item = (u64, Vec<u64>)>) {
         for (nth, inputs) in tasks {
-            let task = Submitted {
-                task: self.task(nth),
-                name: format!("task-{nth}"),
-                function: self.blob(),
-                body: Body::Inline,
-                buffers: vec![],
-                inputs: inputs.into_iter().map(|input| self.task(input)).collect(),
-                wanted: true,
-                priority: 0,
-                order: nth as u32,
-                retries: 0,
-                resources: vec![],
-                workers: None,
-            };
+            let priority = Priority { order: nth as u32, ..Priority::default() };
+            let spec = TaskSpec { task: self.task(nth), priority, wanted: true, ..TaskSpec::default() };
+            let inputs = inputs.into_iter().map(|input| self.task(input)).collect();
+            let task = Submitted::new(&spec, &format!("task-{nth}"), self.blob(), (Body::Inline, vec![]), inputs);
             self.say(
                 &FromClient::Task { call: CALL, word: FromTask::Task(task) },
                 format!("arguments {nth}").as_bytes(),

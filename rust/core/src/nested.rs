@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::ending::Unreported;
 use crate::id::{BlobId, TaskId, WorkerId};
 use crate::message::{Body, Extent};
+use crate::resources::Resources;
+use crate::task::{Priority, TaskSpec};
 
 /// Numbers for tasks, functions and segments that one worker or client hands out, and no other, nor the scheduler's process.
 #[derive(Debug)]
@@ -65,6 +67,46 @@ pub struct Submitted {
     pub workers: Option<Vec<u32>>,
 }
 
+impl Submitted {
+    /// `content`: where the pickle of its arguments is, and the buffers beside that.
+    pub fn new(
+        spec: &TaskSpec,
+        name: &str,
+        function: BlobId,
+        content: (Body, Vec<Extent>),
+        inputs: Vec<TaskId>,
+    ) -> Self {
+        let (body, buffers) = content;
+        Self {
+            task: spec.task,
+            name: name.into(),
+            function,
+            body,
+            buffers,
+            inputs,
+            wanted: spec.wanted,
+            priority: spec.priority.user,
+            order: spec.priority.order,
+            retries: spec.retries,
+            resources: spec.resources.to_f64(),
+            workers: spec.workers.as_ref().map(|workers| workers.iter().map(|worker| worker.0).collect()),
+        }
+    }
+
+    /// For the scheduler. `depth`: how many tasks stand above it; `is_value`: of its inputs, those that no task makes.
+    pub fn spec(&self, depth: u32, generation: u32, is_value: impl Fn(&TaskId) -> bool) -> TaskSpec {
+        TaskSpec {
+            task: self.task,
+            dependencies: self.inputs.iter().copied().filter(|input| !is_value(input)).collect(),
+            priority: Priority { user: self.priority, depth, generation, order: self.order },
+            retries: self.retries,
+            resources: Resources::from_f64(&self.resources),
+            workers: self.workers.as_ref().map(|workers| workers.iter().copied().map(WorkerId).collect()),
+            wanted: self.wanted,
+        }
+    }
+}
+
 /// From a task, by way of its worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromTask {
@@ -98,6 +140,18 @@ pub enum FromTask {
         tasks: Vec<TaskId>,
         force: bool,
     },
+}
+
+impl FromTask {
+    /// Where the pickle is that it brings, if it brings one, and the buffers beside that.
+    pub fn content_mut(&mut self) -> Option<(&mut Body, &mut Vec<Extent>)> {
+        match self {
+            Self::Function { body, buffers, .. }
+            | Self::Value { body, buffers, .. }
+            | Self::Task(Submitted { body, buffers, .. }) => Some((body, buffers)),
+            Self::ForgetFunction { .. } | Self::Submit { .. } | Self::Release { .. } | Self::Cancel { .. } => None,
+        }
+    }
 }
 
 /// How a task ended that a worker has submitted.

@@ -58,6 +58,17 @@ impl Resources {
         all
     }
 
+    /// As messages have them. What is no amount is left out.
+    pub fn from_f64<'a>(amounts: impl IntoIterator<Item = &'a (String, f64)>) -> Resources {
+        let amounts = amounts.into_iter();
+        Resources::new(amounts.filter_map(|(name, amount)| Some((name.as_str(), Amount::from_f64(*amount)?))))
+    }
+
+    /// As messages have them.
+    pub fn to_f64(&self) -> Vec<(String, f64)> {
+        self.iter().map(|(name, amount)| (name.into(), amount.to_f64())).collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

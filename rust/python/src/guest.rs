@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use rustdask_core::nested::Submitted;
-use rustdask_core::{Amount, BlobId, Event, Priority, Resources, TaskId, TaskSpec, WorkerId};
+use rustdask_core::{BlobId, Event, TaskId};
 use rustdask_runtime::connection::Connection;
 use rustdask_runtime::driver::End;
 use rustdask_runtime::parcel::Contents;
@@ -86,8 +86,8 @@ impl upstream::Guest for Guest {
         }
         self.link(&pool, &tasks);
         let nodes: Vec<_> = tasks.iter().map(|(_, node)| node.clone()).collect();
-        let spec = |task| self.spec(task, depth, generation);
-        let tasks = tasks.into_iter().map(|(task, node)| (spec(task), Work::Node(node))).collect();
+        let spec = |task: &Submitted| task.spec(depth, generation, |input| self.values.contains_key(input));
+        let tasks = tasks.into_iter().map(|(task, node)| (spec(&task), Work::Node(node))).collect();
         if !pool.driver.submit_graph(shipping.call, tasks) {
             nodes.iter().for_each(|node| node.ended(End::Closed));
         }
@@ -134,22 +134,6 @@ impl Guest {
             tasks.iter().map(|(task, _)| task.inputs.iter().filter_map(node).collect()).collect()
         });
         tasks.iter().zip(found).for_each(|((_, node), inputs)| node.set_inputs(inputs));
-    }
-
-    fn spec(&self, task: Submitted, depth: u32, generation: u32) -> TaskSpec {
-        let amounts = task.resources.iter().map(|(name, amount)| {
-            // The worker has checked it.
-            (name.as_str(), Amount::from_f64(*amount).unwrap_or_default())
-        });
-        TaskSpec {
-            task: task.task,
-            dependencies: task.inputs.iter().copied().filter(|task| !self.values.contains_key(task)).collect(),
-            priority: Priority { user: task.priority, depth, generation, order: task.order },
-            retries: task.retries,
-            resources: Resources::new(amounts),
-            workers: task.workers.map(|workers| workers.into_iter().map(WorkerId).collect()),
-            wanted: task.wanted,
-        }
     }
 
     fn release_wanted(&self, tasks: Vec<TaskId>) {

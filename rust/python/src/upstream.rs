@@ -176,20 +176,8 @@ impl Upstream {
             let pickle = outgoing.pickle.as_bytes(py);
             let buffers = self.place_all(py, outgoing.buffers.iter().map(|buffer| buffer.bind(py)))?;
             let body = self.endpoint.put(pickle)?;
-            let task = Submitted {
-                task: spec.task,
-                name: node.name.to_string(),
-                function: outgoing.function.id,
-                body,
-                buffers,
-                inputs: inputs.iter().map(|input| input.id).collect(),
-                wanted: spec.wanted,
-                priority: spec.priority.user,
-                order: spec.priority.order,
-                retries: spec.retries,
-                resources: spec.resources.iter().map(|(name, amount)| (name.into(), amount.to_f64())).collect(),
-                workers: spec.workers.as_ref().map(|workers| workers.iter().map(|worker| worker.0).collect()),
-            };
+            let inputs = inputs.iter().map(|input| input.id).collect();
+            let task = Submitted::new(spec, &node.name, outgoing.function.id, (body, buffers), inputs);
             frames.task(task, inline(body, pickle));
             functions.push(outgoing.function.clone());
             wanted.extend(spec.wanted.then(|| (node.id, node.clone())));

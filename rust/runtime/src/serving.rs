@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustdask_core::ending::Obituary;
 use rustdask_core::message::{Access, Body, Extent, FromWorker, Report, Timings};
-use rustdask_core::nested::{FromTask, Submitted};
+use rustdask_core::nested::FromTask;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
@@ -165,14 +165,11 @@ impl<O: Owner> Serving<O> {
     }
 
     /// What a task of the worker says.
-    fn hear_task(&self, word: FromTask, inline: Vec<u8>) -> io::Result<()> {
-        let (body, buffers) = match &word {
-            FromTask::Function { body, buffers, .. }
-            | FromTask::Value { body, buffers, .. }
-            | FromTask::Task(Submitted { body, buffers, .. }) => (*body, &buffers[..]),
-            _ => (Body::Inline, &[][..]),
+    fn hear_task(&self, mut word: FromTask, inline: Vec<u8>) -> io::Result<()> {
+        let (body, buffers) = match word.content_mut() {
+            Some((body, buffers)) => (self.reported(*body, inline)?, self.leases(buffers)?),
+            None => (Reported::Inline(inline), Vec::new()),
         };
-        let (body, buffers) = (self.reported(body, inline)?, self.leases(buffers)?);
         self.owner.nested(&self.connection, word, body, buffers)
     }
 

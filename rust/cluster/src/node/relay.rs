@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rustdask_core::cluster::{FromNode, SMALL_RESULT_BYTES};
 use rustdask_core::ending::Obituary;
 use rustdask_core::message::{Body, Extent, Report};
-use rustdask_core::nested::{FromTask, Submitted};
+use rustdask_core::nested::FromTask;
 use rustdask_core::{Attempt, SegmentId, TaskId, WorkerId};
 use rustdask_runtime::connection::Connection;
 use rustdask_runtime::delivery::{Delivery, Reported};
@@ -145,10 +145,7 @@ impl Node {
             return;
         }
         let mut inline = Bytes::new();
-        if let FromTask::Function { body, buffers, .. }
-        | FromTask::Value { body, buffers, .. }
-        | FromTask::Task(Submitted { body, buffers, .. }) = &mut word
-        {
+        if let Some((body, buffers)) = word.content_mut() {
             match content {
                 Reported::Inline(pickle) => inline = pickle.into(),
                 Reported::Leased(lease) => *body = Body::InSegment(self.publish(worker, lease)),

@@ -8,9 +8,7 @@ use bytes::Bytes;
 use rustdask_core::cluster::{FromClient, Pickle, PicklePlace, Range, Source, ToClient};
 use rustdask_core::message::{Body, Extent};
 use rustdask_core::nested::{Ended, Fault, FromTask, Numbers, Submitted};
-use rustdask_core::{
-    Amount, BlobId, CallId, CallSpec, Event, NodeId, Priority, Resources, SegmentId, TaskId, TaskSpec, WorkerId,
-};
+use rustdask_core::{BlobId, CallId, CallSpec, Event, NodeId, SegmentId, TaskId};
 use rustdask_runtime::mailbox::Mailbox;
 
 use crate::transport::Outbox;
@@ -154,7 +152,8 @@ impl Session {
             tasks.push((self.task(&submitted, body)?, submitted));
         }
         self.link(&tasks);
-        let work = |(task, submitted)| (self.spec(submitted, generation), Work(task));
+        let spec = |task: &Submitted| task.spec(0, generation, |input| self.values.contains_key(input));
+        let work = |(task, submitted)| (spec(&submitted), Work(task));
         let work: Vec<_> = tasks.into_iter().map(work).collect();
         let refused: Vec<_> = work.iter().map(|(_, work)| work.clone()).collect();
         if !self.scheduler.driver.submit_graph(opened, work) {
@@ -197,21 +196,6 @@ impl Session {
             tasks.iter().map(|(_, submitted)| submitted.inputs.iter().filter_map(input).collect()).collect()
         });
         tasks.iter().zip(found).for_each(|((task, _), inputs)| task.set_inputs(inputs));
-    }
-
-    fn spec(&self, task: Submitted, generation: u32) -> TaskSpec {
-        let amounts = task.resources.iter();
-        // What is no amount asks for nothing.
-        let amounts = amounts.filter_map(|(name, amount)| Some((name.as_str(), Amount::from_f64(*amount)?)));
-        TaskSpec {
-            task: task.task,
-            dependencies: task.inputs.iter().copied().filter(|input| !self.values.contains_key(input)).collect(),
-            priority: Priority { user: task.priority, depth: 0, generation, order: task.order },
-            retries: task.retries,
-            resources: Resources::new(amounts),
-            workers: task.workers.map(|workers| workers.into_iter().map(WorkerId).collect()),
-            wanted: task.wanted,
-        }
     }
 
     fn refuse(&self, task: &Submitted) {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use rustdask_core::cluster::{FromNode, NodeSpec, Source, Thing, ToClient, ToNode};
+use rustdask_core::cluster::{FromNode, Source, Thing, ToClient, ToNode};
 use rustdask_core::ending::{Obituary, Unreported};
 use rustdask_core::message::Report;
 use rustdask_core::nested::{Ended, Fault, FromTask, Submitted};
-use rustdask_core::{Amount, Attempt, Event, HostId, NodeId, Outcome, Resources, TaskId, WorkerId, WorkerSpec};
+use rustdask_core::{Attempt, Event, HostId, NodeId, Outcome, Resources, TaskId, WorkerId, WorkerSpec};
 
 use super::nodes::Node;
 use super::{garbled, Scheduler};
@@ -89,7 +89,7 @@ impl Reports {
         let spec = WorkerSpec {
             depth: DEPTH,
             killable: true,
-            resources: resources(&self.node.spec),
+            resources: Resources::from_f64(&self.node.spec.resources),
             host: Some(HostId(u64::from(self.node.id.0))),
             ..WorkerSpec::default()
         };
@@ -208,9 +208,4 @@ impl Drop for Reports {
         workers.into_iter().for_each(|worker| self.scheduler.lose(worker, obituary.clone()));
         self.scheduler.segments_lost(&lost);
     }
-}
-
-fn resources(spec: &NodeSpec) -> Resources {
-    let amounts = spec.resources.iter();
-    Resources::new(amounts.filter_map(|(name, amount)| Some((name.as_str(), Amount::from_f64(*amount)?))))
 }
