@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ending::Obituary;
 use crate::id::{Attempt, BlobId, CallId, NodeId, SegmentId, TaskId, WorkerId};
-use crate::message::{Granted, Report, Timings};
+use crate::message::{Extent, Granted, Report, Timings};
 use crate::nested::{Ended, FromTask};
 
 /// Version of everything in this module. Peers that speak another are refused.
@@ -217,7 +217,7 @@ pub struct RunOnNode {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pickle {
     pub place: PicklePlace,
-    pub buffers: Vec<Range>,
+    pub buffers: Vec<Extent>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,7 +226,7 @@ pub enum PicklePlace {
     Inline {
         bytes: u32,
     },
-    Segment(Range),
+    Segment(Extent),
 }
 
 impl Default for PicklePlace {
@@ -236,22 +236,22 @@ impl Default for PicklePlace {
 }
 
 impl Pickle {
-    /// Those that it is in, one after the other.
-    pub fn segments(&self) -> impl Iterator<Item = SegmentId> + '_ {
-        let place = match self.place {
-            PicklePlace::Segment(range) => Some(range.segment),
-            PicklePlace::Inline { .. } => None,
-        };
-        place.into_iter().chain(self.buffers.iter().map(|range| range.segment))
+    /// Bytes of a frame's body that belong to it.
+    pub fn inline_bytes(&self) -> usize {
+        match self.place {
+            PicklePlace::Inline { bytes } => bytes as usize,
+            PicklePlace::Segment(_) => 0,
+        }
     }
-}
 
-/// Bytes of a segment of a client's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Range {
-    pub segment: SegmentId,
-    pub offset: u64,
-    pub bytes: u64,
+    /// The segments that it names, one for each place.
+    pub fn segments(&self) -> impl Iterator<Item = SegmentId> + '_ {
+        let place = match &self.place {
+            PicklePlace::Inline { .. } => None,
+            PicklePlace::Segment(extent) => Some(extent),
+        };
+        place.into_iter().chain(&self.buffers).map(|extent| extent.segment)
+    }
 }
 
 /// From the scheduler to a node.

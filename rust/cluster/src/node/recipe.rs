@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use rustdask_core::cluster::{Pickle, PicklePlace, Range, Thing};
+use rustdask_core::cluster::{Pickle, PicklePlace, Thing};
 use rustdask_core::message::{Access, Body, Buffer, Extent};
 use rustdask_core::SegmentId;
 use rustdask_runtime::lease::Lease;
@@ -30,7 +30,7 @@ impl<T> Recipe<T> {
     }
 
     pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentId> + '_ {
-        segments_of(&self.pickle)
+        self.pickle.segments()
     }
 
     /// All its segments are here.
@@ -43,32 +43,16 @@ impl<T> Recipe<T> {
     }
 }
 
-/// Bytes of a frame's body that belong to the pickle.
-pub(crate) fn inline_bytes(pickle: &Pickle) -> usize {
-    match pickle.place {
-        PicklePlace::Inline { bytes } => bytes as usize,
-        PicklePlace::Segment(_) => 0,
-    }
-}
-
-pub(crate) fn segments_of(pickle: &Pickle) -> impl Iterator<Item = SegmentId> + '_ {
-    let place = match &pickle.place {
-        PicklePlace::Inline { .. } => None,
-        PicklePlace::Segment(range) => Some(range),
-    };
-    place.into_iter().chain(&pickle.buffers).map(|range| range.segment)
-}
-
 /// The pickle as workers get it. All segments that it names are here.
 pub(crate) fn contents(pickle: &Pickle, inline: Vec<u8>, holdings: &Holdings) -> io::Result<Contents> {
     let mut memory = Memory { holdings, segments: Vec::new(), leases: Vec::new() };
     let body = match &pickle.place {
         PicklePlace::Inline { .. } => Body::Inline,
-        PicklePlace::Segment(range) => Body::InSegment(memory.extent(range)?),
+        PicklePlace::Segment(named) => Body::InSegment(memory.extent(named)?),
     };
     let mut buffers = Vec::with_capacity(pickle.buffers.len());
-    for range in &pickle.buffers {
-        buffers.push(Buffer { extent: memory.extent(range)?, access: Access::CopyOnWrite });
+    for named in &pickle.buffers {
+        buffers.push(Buffer { extent: memory.extent(named)?, access: Access::CopyOnWrite });
     }
     Ok(Contents { inline, body, buffers, segments: memory.segments, leases: memory.leases })
 }
@@ -80,8 +64,8 @@ struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    fn extent(&mut self, range: &Range) -> io::Result<Extent> {
-        let Range { segment, offset, bytes } = *range;
+    fn extent(&mut self, named: &Extent) -> io::Result<Extent> {
+        let Extent { segment, offset, bytes } = *named;
         let held = self.holdings.segment(segment).ok_or_else(|| missing(Thing::Segment(segment)))?;
         if offset.checked_add(bytes).is_none_or(|end| end > held.bytes()) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a pickle names memory outside of its segment"));
@@ -91,7 +75,7 @@ impl Memory<'_> {
                 if self.segments.iter().all(|(id, _)| *id != segment) {
                     self.segments.push((segment, own.clone()));
                 }
-                Ok(Extent { segment, offset, bytes })
+                Ok(*named)
             }
             HeldSegment::Leased(lease) => {
                 let shown = lease.shown_as()?;

@@ -15,7 +15,7 @@ use rustdask_runtime::stored::Stored;
 use super::core::{Node, Waiter};
 use super::options::Notice;
 use super::places::Running;
-use super::recipe::{contents, inline_bytes, missing, segments_of, Recipe};
+use super::recipe::{contents, missing, Recipe};
 use crate::data::Unfetched;
 
 /// A task that waits for things that it names.
@@ -47,7 +47,7 @@ impl Node {
 
     /// The pickle of the arguments, and the small results behind it. Values are put by.
     fn unpack(&mut self, run: &RunOnNode, mut body: Vec<u8>) -> (Vec<u8>, Inputs) {
-        let mut rest = body.split_off(inline_bytes(&run.pickle).min(body.len()));
+        let mut rest = body.split_off(run.pickle.inline_bytes().min(body.len()));
         let mut take = |bytes: usize| {
             let after = rest.split_off(bytes.min(rest.len()));
             std::mem::replace(&mut rest, after)
@@ -61,7 +61,7 @@ impl Node {
                     small.push((*task, stored.clone()));
                 }
                 Source::Value(Some(pickle)) => {
-                    self.values.insert(*task, Recipe::new(pickle.clone(), take(inline_bytes(pickle))));
+                    self.values.insert(*task, Recipe::new(pickle.clone(), take(pickle.inline_bytes())));
                 }
                 Source::Value(None) | Source::Nodes(_) => {}
             }
@@ -72,7 +72,7 @@ impl Node {
     /// What it names that is not here, and who has it.
     fn lacking(&self, run: &RunOnNode) -> Vec<(Thing, Vec<NodeId>)> {
         let mut lacking = Vec::new();
-        let mut segments: HashSet<SegmentId> = segments_of(&run.pickle).collect();
+        let mut segments: HashSet<SegmentId> = run.pickle.segments().collect();
         for (task, source) in &run.inputs {
             match source {
                 Source::Nodes(nodes) if !self.holdings.has(Thing::Result(*task)) => {

@@ -7,11 +7,9 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use rustdask_core::cluster::{
-    FromNode, NodeSpec, Pickle, PicklePlace, Range, RunOnNode, Source, Thing, ToNode, Versions,
-};
+use rustdask_core::cluster::{FromNode, NodeSpec, Pickle, PicklePlace, RunOnNode, Source, Thing, ToNode, Versions};
 use rustdask_core::ending::Obituary;
-use rustdask_core::message::{Body, Report, Timings, ToWorker};
+use rustdask_core::message::{Body, Extent, Report, Timings, ToWorker};
 use rustdask_core::nested::{Ended, Fault};
 use rustdask_core::{Attempt, BlobId, CallId, NodeId, SegmentId, TaskId, WorkerId};
 use rustdask_runtime::connection::Connection;
@@ -248,7 +246,7 @@ fn a_task_waits_for_what_other_nodes_have() {
     let (mut world, mut workers) = World::ready(1);
     let worker = &mut workers[0];
     world.tell(ToNode::Segment { segment: SEGMENT, bytes: 100_000, nodes: vec![NodeId(9), NODE] }, b"");
-    let range = Range { segment: SEGMENT, offset: 64, bytes: 1000 };
+    let range = Extent { segment: SEGMENT, offset: 64, bytes: 1000 };
     let run = RunOnNode {
         pickle: Pickle { place: PicklePlace::Inline { bytes: 4 }, buffers: vec![range] },
         ..task(7, vec![(20, nodes(&[8, 9]))])

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustdask_core::cluster::{FromClient, Pickle, PicklePlace, Range, Source, ToClient};
+use rustdask_core::cluster::{FromClient, Pickle, PicklePlace, Source, ToClient};
 use rustdask_core::message::{Body, Extent};
 use rustdask_core::nested::{Ended, Fault, FromTask, Numbers, Submitted};
 use rustdask_core::{BlobId, CallId, CallSpec, Event, NodeId, SegmentId, TaskId};
@@ -228,11 +228,7 @@ impl Drop for Session {
 fn pickle(place: Body, buffers: Vec<Extent>, inline: &Bytes) -> Pickle {
     let place = match place {
         Body::Inline => PicklePlace::Inline { bytes: inline.len() as u32 },
-        Body::InSegment(extent) => PicklePlace::Segment(range(extent)),
+        Body::InSegment(extent) => PicklePlace::Segment(extent),
     };
-    Pickle { place, buffers: buffers.into_iter().map(range).collect() }
-}
-
-fn range(extent: Extent) -> Range {
-    Range { segment: extent.segment, offset: extent.offset, bytes: extent.bytes }
+    Pickle { place, buffers }
 }
