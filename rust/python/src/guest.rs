@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use rustdask_core::nested::Submitted;
 use rustdask_core::{BlobId, Event, TaskId};
 use rustdask_runtime::connection::Connection;
-use rustdask_runtime::driver::End;
+use rustdask_runtime::driver::{End, Payload as _};
 use rustdask_runtime::parcel::Contents;
 use rustdask_runtime::upstream::{self, Host};
 
@@ -85,11 +85,10 @@ impl upstream::Guest for Guest {
             tasks.push((task, node));
         }
         self.link(&pool, &tasks);
-        let nodes: Vec<_> = tasks.iter().map(|(_, node)| node.clone()).collect();
         let spec = |task: &Submitted| task.spec(depth, generation, |input| self.values.contains_key(input));
         let tasks = tasks.into_iter().map(|(task, node)| (spec(&task), Work::Node(node))).collect();
-        if !pool.driver.submit_graph(shipping.call, tasks) {
-            nodes.iter().for_each(|node| node.ended(End::Closed));
+        if let Err(tasks) = pool.driver.submit_graph(shipping.call, tasks) {
+            tasks.iter().for_each(|(_, work)| work.ended(End::Closed));
         }
         Ok(())
     }

@@ -145,17 +145,13 @@ impl SessionInner {
     }
 
     fn submit(&self, py: Python<'_>, tasks: Vec<(TaskSpec, Work)>) -> PyResult<()> {
-        let open = match &self.engine {
+        let submitted = match &self.engine {
             Engine::Threads(pool) => py.detach(|| pool.driver.submit_graph(self.call, tasks)),
             Engine::Processes(pool, _) => py.detach(|| pool.driver.submit_graph(self.call, tasks)),
             Engine::Upstream(upstream) => return upstream.submit(py, tasks),
             Engine::Cluster(remote, _) => return Ok(py.detach(|| remote.submit(tasks))?),
         };
-        if open {
-            Ok(())
-        } else {
-            Err(PyRuntimeError::new_err("the client is closed"))
-        }
+        submitted.map_err(|_| PyRuntimeError::new_err("the client is closed"))
     }
 
     /// End all that was submitted, and the pool, but for tasks that are in the middle of something that cannot be ended.

@@ -235,11 +235,15 @@ impl<S: Shell> Driver<S> {
         TaskId(self.next_task.fetch_add(tasks, Ordering::Relaxed))
     }
 
-    /// Tasks whose ids were reserved, and that may depend on each other. False when the call is closed.
-    pub fn submit_graph(self: &Arc<Self>, call: CallId, tasks: Vec<(TaskSpec, S::Payload)>) -> bool {
+    /// Tasks whose ids were reserved, and that may depend on each other. When the call is closed, they come back.
+    pub fn submit_graph(
+        self: &Arc<Self>,
+        call: CallId,
+        tasks: Vec<(TaskSpec, S::Payload)>,
+    ) -> Result<(), Vec<(TaskSpec, S::Payload)>> {
         self.with(|state, events| {
             if !state.calls.contains_key(&call) {
-                return false;
+                return Err(tasks);
             }
             state.tasks.reserve(tasks.len());
             state.most_linked = state.most_linked.max(state.tasks.len() + tasks.len());
@@ -249,7 +253,7 @@ impl<S: Shell> Driver<S> {
                 specs.push(spec);
             }
             events.push_back(Event::GraphSubmitted { call, tasks: specs });
-            true
+            Ok(())
         })
     }
 

@@ -9,6 +9,7 @@ use rustdask_core::cluster::{FromClient, Pickle, PicklePlace, Source, ToClient};
 use rustdask_core::message::{Body, Extent};
 use rustdask_core::nested::{Ended, Fault, FromTask, Numbers, Submitted};
 use rustdask_core::{BlobId, CallId, CallSpec, Event, NodeId, SegmentId, TaskId};
+use rustdask_runtime::driver::{End, Payload as _};
 use rustdask_runtime::mailbox::Mailbox;
 
 use crate::transport::Outbox;
@@ -88,8 +89,8 @@ impl Session {
     /// Where nobody has the result any more, the client hears of it again when it has been made.
     fn unfetched(&self, task: TaskId, node: NodeId) {
         self.scheduler.unfetched(task, node);
-        if let Some((id, from, body)) = self.scheduler.task(task).and_then(|task| task.place()) {
-            self.client.tell(&ToClient::Ended { task: id, how: Ended::Finished, from }, body);
+        if let Some((from, body)) = self.scheduler.task(task).and_then(|task| task.place()) {
+            self.client.tell(&ToClient::Ended { task, how: Ended::Finished, from }, body);
         }
     }
 
@@ -154,10 +155,9 @@ impl Session {
         self.link(&tasks);
         let spec = |task: &Submitted| task.spec(0, generation, |input| self.values.contains_key(input));
         let work = |(task, submitted)| (spec(&submitted), Work(task));
-        let work: Vec<_> = tasks.into_iter().map(work).collect();
-        let refused: Vec<_> = work.iter().map(|(_, work)| work.clone()).collect();
-        if !self.scheduler.driver.submit_graph(opened, work) {
-            refused.iter().for_each(Work::refuse);
+        let work = tasks.into_iter().map(work).collect();
+        if let Err(work) = self.scheduler.driver.submit_graph(opened, work) {
+            work.iter().for_each(|(_, work)| work.ended(End::Closed));
         }
         Ok(())
     }

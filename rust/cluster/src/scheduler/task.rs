@@ -97,7 +97,6 @@ struct State {
 }
 
 /// A result, where it is.
-#[derive(Default)]
 struct Made {
     nodes: Vec<NodeId>,
     /// The pickle, if it is small.
@@ -175,11 +174,9 @@ impl Task {
         }
     }
 
-    /// The result's place, if it has one.
-    pub(crate) fn place(&self) -> Option<(TaskId, Source, Bytes)> {
-        let (source, body) = self.source();
-        let nowhere = matches!(&source, Source::Nodes(nodes) if nodes.is_empty());
-        (!nowhere).then_some((self.id, source, body))
+    /// The same, if the result is anywhere.
+    pub(crate) fn place(&self) -> Option<(Source, Bytes)> {
+        Some(self.source()).filter(|(source, _)| !matches!(source, Source::Nodes(nodes) if nodes.is_empty()))
     }
 
     fn failed(&self, fault: Fault, body: Bytes) -> Arc<Failure> {
@@ -279,12 +276,5 @@ impl Payload for Work {
     fn lost(&self) {
         self.0.lock().made = None;
         self.0.client.tell(&ToClient::Lost { task: self.0.id }, Bytes::new());
-    }
-}
-
-impl Work {
-    /// Its call is closed.
-    pub(crate) fn refuse(&self) {
-        self.ended(End::Closed);
     }
 }
