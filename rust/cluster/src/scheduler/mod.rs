@@ -161,7 +161,8 @@ impl Scheduler {
             None => return Ok(()),
         };
         let node = Node::new(NodeId(number), spec, versions, outbox);
-        self.tell_clients(&ToClient::Peer { node: node.id, address: node.spec.address.clone() });
+        let peer = ToClient::Peer { node: node.id, address: node.spec.address.clone() };
+        self.tell_clients(&peer, &Bytes::new());
         let mut reports = Reports::new(node.clone(), self.clone());
         let outcome = async {
             while let Some(frame) = reader.next::<FromNode>().await? {
@@ -171,7 +172,7 @@ impl Scheduler {
         };
         let outcome = outcome.await;
         drop(reports);
-        self.tell_clients(&ToClient::PeerGone { node: node.id });
+        self.tell_clients(&ToClient::PeerGone { node: node.id }, &Bytes::new());
         outcome
     }
 
@@ -179,15 +180,9 @@ impl Scheduler {
         connection.send(&ToClient::Info(self.info()), &[]).await
     }
 
-    fn tell_clients(&self, message: &ToClient) {
+    fn tell_clients(&self, message: &ToClient, body: &Bytes) {
         let clients = self.clients.lock().expect("no holder panics");
-        clients.iter().for_each(|client| client.tell(message, Bytes::new()));
-    }
-
-    /// What a worker wrote, to all who may have asked for it.
-    fn output(&self, message: &ToClient, text: &Bytes) {
-        let clients = self.clients.lock().expect("no holder panics");
-        clients.iter().for_each(|client| client.tell(message, text.clone()));
+        clients.iter().for_each(|client| client.tell(message, body.clone()));
     }
 
     /// Somebody could not get a result from a node that is said to have it.
@@ -217,17 +212,21 @@ impl Scheduler {
         }
     }
 
-    fn lose(&self, worker: WorkerId, obituary: Obituary) {
+    /// A worker is gone. `heir`: another of its node, to stand for what that has.
+    fn lose(&self, worker: WorkerId, heir: Option<WorkerId>, obituary: Obituary) {
         self.driver.with(|state, events| {
+            if let Some(heir) = heir {
+                let left = state.machine().results_on(worker);
+                events.extend(left.map(|task| Event::ReplicaAdded { worker: heir, task }));
+            }
             state.shell.obituary = Some((worker, obituary));
             events.push_back(Event::WorkerLost { worker });
         });
     }
 
     fn segments_lost(&self, segments: &[SegmentId]) {
-        let clients = self.clients.lock().expect("no holder panics");
         for &segment in segments {
-            clients.iter().for_each(|client| client.tell(&ToClient::LostSegment { segment }, Bytes::new()));
+            self.tell_clients(&ToClient::LostSegment { segment }, &Bytes::new());
         }
     }
 

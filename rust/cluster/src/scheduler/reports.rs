@@ -68,7 +68,8 @@ impl Reports {
                 segments.into_iter().for_each(put);
             }
             FromNode::Output { call: _, error_stream, log } => {
-                self.scheduler.output(&ToClient::Output { error_stream, log }, &body)
+                // All clients: any of them may have asked for it.
+                self.scheduler.tell_clients(&ToClient::Output { error_stream, log }, &body);
             }
             FromNode::Nested { worker, word } => self.refuse_nested(self.own(worker)?, word),
             FromNode::Alive(load) => self.node.state().load = load,
@@ -104,7 +105,7 @@ impl Reports {
         let known = self.node.state().workers.contains_key(&worker);
         if let Some((before, obituary)) = self.bereft.take() {
             // The one that was to take its place has ended, too.
-            self.scheduler.lose(before, obituary);
+            self.scheduler.lose(before, None, obituary);
         }
         if !known {
             return;
@@ -118,14 +119,7 @@ impl Reports {
     fn bury(&self, worker: WorkerId, obituary: Obituary) {
         let heir = self.node.sibling(worker);
         self.node.state().workers.remove(&worker);
-        self.scheduler.driver.with(|state, events| {
-            if let Some(heir) = heir {
-                let left: Vec<TaskId> = state.machine().results_on(worker).collect();
-                events.extend(left.into_iter().map(|task| Event::ReplicaAdded { worker: heir, task }));
-            }
-            state.shell.obituary = Some((worker, obituary));
-            events.push_back(Event::WorkerLost { worker });
-        });
+        self.scheduler.lose(worker, heir, obituary);
     }
 
     fn finished(&self, worker: WorkerId, task: TaskId, attempt: Attempt, (report, bytes): (Report, u64), body: Bytes) {
@@ -205,7 +199,7 @@ impl Drop for Reports {
             reason: Some(format!("lost the connection to node {}", self.node.spec.name)),
             ..Obituary::default()
         };
-        workers.into_iter().for_each(|worker| self.scheduler.lose(worker, obituary.clone()));
+        workers.into_iter().for_each(|worker| self.scheduler.lose(worker, None, obituary.clone()));
         self.scheduler.segments_lost(&lost);
     }
 }
