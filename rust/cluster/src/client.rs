@@ -64,7 +64,7 @@ pub struct Client {
 struct Link {
     outbox: Outbox,
     peers: Arc<Peers>,
-    /// So many of them, for those who wait for one.
+    /// So many of them, for segments that wait for one.
     nodes: watch::Sender<usize>,
     /// First of the numbers that are this client's.
     base: u64,
@@ -224,16 +224,6 @@ impl Client {
         let waited = self.link.informed.wait_timeout_while(info, timeout, |info| info.is_none());
         let (mut info, _) = waited.expect("no holder panics");
         info.take().ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, "the scheduler has not answered"))
-    }
-
-    /// Wait for so many nodes; how many there are.
-    pub fn wait_for_nodes(&self, count: usize, timeout: Duration) -> io::Result<usize> {
-        let mut nodes = self.link.nodes.subscribe();
-        self.handle()?.block_on(async {
-            // Time may be over: then there are as many as there are.
-            let _ = tokio::time::timeout(timeout, nodes.wait_for(|nodes| *nodes >= count)).await;
-        });
-        Ok(*self.link.nodes.borrow())
     }
 
     /// Leave. What was submitted is dropped.

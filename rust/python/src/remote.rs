@@ -127,16 +127,9 @@ impl Remote {
 
     /// They have ended from here on, whatever the scheduler has to say of them still.
     pub(crate) fn cancel(&self, tasks: Vec<TaskId>, force: bool) {
-        let nodes: Vec<Arc<Node>> = {
-            let known = self.tasks();
-            let nodes = tasks.iter().filter_map(|task| known.wanted.get(task)).map(|wanted| wanted.node.clone());
-            nodes.filter(|node| !node.is_done()).collect()
-        };
+        let open = self.open(|known| tasks.iter().filter_map(|task| known.get(task)).collect());
         self.client().cancel(self.call(), tasks, force);
-        for node in nodes {
-            let failure = node.failed(FailureKind::Cancelled);
-            node.told(None, Settled::Failed(failure));
-        }
+        fail(&open, || FailureKind::Cancelled);
     }
 
     pub(crate) fn info(&self) -> io::Result<Info> {
@@ -170,9 +163,7 @@ impl Remote {
             Ok(stored) => Ok(Some(stored)),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {
                 // The scheduler has been told, and says where the result is next.
-                if let Some(wanted) = self.tasks().wanted.get_mut(&task) {
-                    wanted.found = None;
-                }
+                self.forget_place(task);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -182,16 +173,19 @@ impl Remote {
     fn hear(self: &Arc<Self>, news: News) {
         match news {
             News::Ended { task, how, found } => self.ended(task, how, found),
-            News::Lost { task } => {
-                if let Some(wanted) = self.tasks().wanted.get_mut(&task) {
-                    wanted.found = None;
-                }
-            }
+            News::Lost { task } => self.forget_place(task),
             News::Output { error_stream, log, text } => (self.output)(error_stream, log, &text),
             News::Disconnected(why) => {
                 self.tasks().disconnected = Some(why.clone());
                 self.end_all(|| FailureKind::Unreported(Unreported::NoWorkers { why: why.clone() }));
             }
+        }
+    }
+
+    /// The result is not where it was.
+    fn forget_place(&self, task: TaskId) {
+        if let Some(wanted) = self.tasks().wanted.get_mut(&task) {
+            wanted.found = None;
         }
     }
 
@@ -226,15 +220,16 @@ impl Remote {
 
     /// All that has not ended ends.
     fn end_all(&self, kind: impl Fn() -> FailureKind) {
-        let open: Vec<Arc<Node>> = {
-            let known = self.tasks();
-            known.wanted.values().map(|wanted| wanted.node.clone()).filter(|node| !node.is_done()).collect()
-        };
-        for node in open {
-            let failure = node.failed(kind());
-            node.told(None, Settled::Failed(failure));
-        }
+        let open = self.open(|known| known.values().collect());
+        fail(&open, kind);
         self.moved.notify_all();
+    }
+
+    /// Those of some tasks that have not ended.
+    fn open(&self, some: impl FnOnce(&HashMap<TaskId, Wanted>) -> Vec<&Wanted>) -> Vec<Arc<Node>> {
+        let known = self.tasks();
+        let nodes = some(&known.wanted).into_iter().map(|wanted| wanted.node.clone());
+        nodes.filter(|node| !node.is_done()).collect()
     }
 
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
@@ -263,6 +258,13 @@ impl Destination for Remote {
 
     fn forget_result(&self, task: TaskId) {
         self.client().release(self.call(), vec![task]);
+    }
+}
+
+fn fail(nodes: &[Arc<Node>], kind: impl Fn() -> FailureKind) {
+    for node in nodes {
+        let failure = node.failed(kind());
+        node.told(None, Settled::Failed(failure));
     }
 }
 

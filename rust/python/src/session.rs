@@ -399,20 +399,12 @@ impl Session {
         pools::check_open()?;
         let address = address.parse().map_err(PyValueError::new_err)?;
         let security = cluster::security(token, tls)?;
-        let timeout = Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX);
-        let output = cluster::output(output);
+        let (timeout, output) = (cluster::duration(timeout), cluster::output(output));
         let remote = py.detach(|| Remote::connect(&address, &security, versions.into(), timeout, output));
         let remote = remote.map_err(cluster::unconnected)?;
         let shipping = Arc::new(Shipping::new(remote.clone(), CallId(0), serializer, memory_limit, None));
         let warnings = remote.client().warnings().to_vec();
         Ok((Self::over(Engine::Cluster(remote, shipping), CallId(0)), warnings))
-    }
-
-    /// Wait until the cluster has so many nodes, for so many seconds at most; how many there are.
-    fn wait_for_nodes(&self, py: Python<'_>, count: usize, seconds: f64) -> PyResult<usize> {
-        let Engine::Cluster(remote, _) = &self.inner.engine else { return Ok(0) };
-        let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        Ok(py.detach(|| remote.client().wait_for_nodes(count, limit))?)
     }
 
     /// It is that of the tasks of this worker process.
