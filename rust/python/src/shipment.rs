@@ -38,12 +38,59 @@ impl<B> Functions<B> {
     }
 
     /// When there are many, all of them, to be dropped where that is safe.
-    pub(crate) fn make_room(&mut self) -> Self {
+    fn make_room(&mut self) -> Self {
         if self.0.len() >= MAX_FUNCTIONS {
             return std::mem::take(self);
         }
         Self::default()
     }
+}
+
+/// Pickled once for each submission, as it is then; once for all where that cannot change. `own`: of this submission;
+/// `constant`: of all. `pickle` says also whether it comes out the same each time.
+pub(crate) fn pickled_once<B>(
+    function: &Bound<'_, PyAny>,
+    own: &mut Functions<B>,
+    constant: &Mutex<Functions<B>>,
+    pickle: impl FnOnce() -> PyResult<(Arc<B>, bool)>,
+) -> PyResult<Arc<B>> {
+    let lock = || constant.lock().expect("no holder panics");
+    if let Some(blob) = own.find(function).or_else(|| lock().find(function)) {
+        return Ok(blob);
+    }
+    let (blob, is_constant) = pickle()?;
+    if !is_constant {
+        own.insert(function, blob.clone());
+        return Ok(blob);
+    }
+    let mut known = lock();
+    let before = known.make_room();
+    known.insert(function, blob.clone());
+    drop(known);
+    drop(before);
+    Ok(blob)
+}
+
+/// A value, pickled by a method of a serializer, and the buffers beside that.
+pub(crate) fn dumped<'py>(
+    serializer: &Py<PyAny>,
+    method: &Bound<'py, PyString>,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<(Bound<'py, PyBytes>, Vec<OutOfBand<'py>>)> {
+    serializer.bind(value.py()).call_method1(method, (value,))?.extract()
+}
+
+/// `plain`: they are of types that pickle needs no help with.
+pub(crate) fn dumped_arguments<'py>(
+    serializer: &Py<PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+    plain: bool,
+) -> PyResult<(Bound<'py, PyBytes>, Vec<OutOfBand<'py>>)> {
+    let py = arguments.py();
+    if plain {
+        return Ok((pickle_dumps(py)?.call1((arguments, 5))?.cast_into()?, Vec::new()));
+    }
+    dumped(serializer, intern!(py, "arguments"), arguments)
 }
 
 /// A task, ready for any worker. What is held for it is let go of with it.
@@ -152,13 +199,13 @@ pub(crate) struct Shipping {
     serializer: Py<PyAny>,
     memory_limit: u64,
     pub(crate) memory: Option<Arc<Memory>>,
+    /// Those that come out the same each time.
+    functions: Mutex<Functions<HeldBlob>>,
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
-    /// Those that come out the same each time.
-    functions: Functions<HeldBlob>,
     settings: Option<Arc<HeldBlob>>,
     /// Functions that workers have, by their numbers: tasks submit those, too.
     by_number: HashMap<BlobId, Weak<HeldBlob>>,
@@ -181,7 +228,8 @@ impl Shipping {
         memory_limit: u64,
         memory: Option<Arc<Memory>>,
     ) -> Self {
-        Self { to, call, serializer, memory_limit, memory, known: Mutex::default() }
+        let (functions, known) = (Mutex::default(), Mutex::default());
+        Self { to, call, serializer, memory_limit, memory, functions, known }
     }
 
     /// Before a submission: what workers are to be like for it.
@@ -211,54 +259,43 @@ impl Shipping {
     ) -> PyResult<Shipment> {
         let function = self.function(py, function, functions)?;
         let settings = self.lock().settings.clone().expect("made before a submission");
-        let (pickle, buffers) = match plain {
-            true => (pickle_dumps(py)?.call1((arguments, 5))?.cast_into()?, Vec::new()),
-            false => self.dumped(intern!(py, "arguments"), &arguments)?,
-        };
+        let (pickle, buffers) = dumped_arguments(&self.serializer, &arguments, plain)?;
         let (contents, held) = self.pack(py, &pickle, &buffers)?;
-        let blobs = [settings, function];
+        Ok(self.shipment([settings, function], contents, held))
+    }
+
+    fn shipment(&self, blobs: [Arc<HeldBlob>; 2], contents: Contents, held: Held) -> Shipment {
         let parcel = Parcel {
             call: self.call,
             contents,
             blobs: blobs.iter().map(|held| held.blob.clone()).collect(),
             memory_limit: self.memory_limit,
         };
-        Ok(Shipment { parcel: Arc::new(parcel), memory: self.memory.clone(), held, blobs })
+        Shipment { parcel: Arc::new(parcel), memory: self.memory.clone(), held, blobs }
     }
 
     /// A value of this process, as workers get it. Also what is held for it.
     pub(crate) fn place(&self, py: Python<'_>, task: TaskId, value: &Bound<'_, PyAny>) -> PyResult<Stored> {
-        let (pickle, buffers) = self.dumped(intern!(py, "value"), value)?;
+        let (pickle, buffers) = dumped(&self.serializer, intern!(py, "value"), value)?;
         let (contents, held) = self.pack(py, &pickle, &buffers)?;
         held.keep();
         Ok(Stored::Placed { contents, held: Box::new(HeldValue { task, held }) })
     }
 
-    /// Pickled once for each submission, as it is then; once for all where that cannot change.
     fn function<'py>(
         &self,
         py: Python<'py>,
         function: &Bound<'py, PyAny>,
         functions: &mut Functions<HeldBlob>,
     ) -> PyResult<Arc<HeldBlob>> {
-        if let Some(blob) = functions.find(function).or_else(|| self.lock().functions.find(function)) {
-            return Ok(blob);
-        }
-        let dumped = self.serializer.bind(py).call_method1(intern!(py, "function"), (function,))?;
-        let dumped: DumpedBlob<'_> = dumped.extract()?;
-        let is_constant = dumped.1;
-        let blob = Arc::new(self.blob(py, dumped)?);
-        let mut known = self.lock();
-        known.note(&blob);
-        if !is_constant {
-            functions.insert(function, blob.clone());
-            return Ok(blob);
-        }
-        let before = known.functions.make_room();
-        known.functions.insert(function, blob.clone());
-        drop(known);
-        drop(before);
-        Ok(blob)
+        pickled_once(function, functions, &self.functions, || {
+            let dumped = self.serializer.bind(py).call_method1(intern!(py, "function"), (function,))?;
+            let dumped: DumpedBlob<'_> = dumped.extract()?;
+            let is_constant = dumped.1;
+            let blob = Arc::new(self.blob(py, dumped)?);
+            self.lock().note(&blob);
+            Ok((blob, is_constant))
+        })
     }
 
     /// A function that a task submits. `same_as`: the blob that its worker got it in.
@@ -268,7 +305,7 @@ impl Shipping {
         if let Some(same) = same {
             return same;
         }
-        let held = Held { segments: Vec::new(), by: self.to.clone() };
+        let held = self.holds_nothing();
         let blob = Arc::new(HeldBlob { blob: Arc::new(Blob { id, contents }), held });
         known.note(&blob);
         blob
@@ -277,20 +314,12 @@ impl Shipping {
     /// A task that a task has submitted. `None` if nothing was ever submitted here.
     pub(crate) fn of_worker(&self, function: Arc<HeldBlob>, contents: Contents) -> Option<Shipment> {
         let settings = self.lock().settings.clone()?;
-        let blobs = [settings, function];
-        let parcel = Parcel {
-            call: self.call,
-            contents,
-            blobs: blobs.iter().map(|held| held.blob.clone()).collect(),
-            memory_limit: self.memory_limit,
-        };
-        let held = Held { segments: Vec::new(), by: self.to.clone() };
-        Some(Shipment { parcel: Arc::new(parcel), memory: self.memory.clone(), held, blobs })
+        Some(self.shipment([settings, function], contents, self.holds_nothing()))
     }
 
     /// A value that tasks submitted by a task take. Workers forget it with the last of them.
     pub(crate) fn value_of_worker(&self, task: TaskId, contents: Contents) -> Stored {
-        let held = Held { segments: Vec::new(), by: self.to.clone() };
+        let held = self.holds_nothing();
         Stored::Placed { contents, held: Box::new(HeldValue { task, held }) }
     }
 
@@ -300,26 +329,21 @@ impl Shipping {
         Ok(HeldBlob { blob: Arc::new(Blob { id: BlobId(id), contents }), held })
     }
 
-    /// A value, pickled, and the buffers beside that.
-    fn dumped<'py>(
-        &self,
-        method: &Bound<'py, PyString>,
-        value: &Bound<'py, PyAny>,
-    ) -> PyResult<(Bound<'py, PyBytes>, Vec<OutOfBand<'py>>)> {
-        self.serializer.bind(value.py()).call_method1(method, (value,))?.extract()
-    }
-
     fn pack<'py>(
         &self,
         py: Python<'py>,
         pickle: &Bound<'py, PyBytes>,
         buffers: &[OutOfBand<'py>],
     ) -> PyResult<(Contents, Held)> {
-        let mut held = Held { segments: Vec::new(), by: self.to.clone() };
+        let mut held = self.holds_nothing();
         let store = self.to.store();
         let packing = Packing { py, store, call: self.call, folder: None, access: &|_| Access::CopyOnWrite };
         let contents = packing.pack(pickle, buffers, &mut held.segments)?.contents;
         Ok((contents, held))
+    }
+
+    fn holds_nothing(&self) -> Held {
+        Held { segments: Vec::new(), by: self.to.clone() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {

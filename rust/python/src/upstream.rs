@@ -1,11 +1,11 @@
 //! In a worker process: the session of the tasks that it runs, which submit to the pool that the worker belongs to.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyTuple};
 use rustdask_core::message::Extent;
 use rustdask_core::nested::{Ended, Fault, Submitted};
 use rustdask_core::{BlobId, TaskId, TaskSpec};
@@ -14,8 +14,8 @@ use rustdask_runtime::endpoint::{Blob, Bytes, Endpoint};
 use rustdask_runtime::upstream::{inline, Frames};
 
 use crate::node::{Failure, FailureKind, Made, Node, Settled};
-use crate::shipment::Functions;
-use crate::transport::{pickle_dumps, OutOfBand};
+use crate::shipment::{dumped, dumped_arguments, pickled_once, Functions};
+use crate::transport::OutOfBand;
 use crate::work::Work;
 use crate::worker::{place, running_task};
 
@@ -53,7 +53,6 @@ pub(crate) struct Outgoing {
 
 /// The blob that it came in, if it is to go on as that; whether it comes out the same each time.
 type DumpedFunction<'py> = (Option<u64>, bool, Bound<'py, PyBytes>, Vec<OutOfBand<'py>>);
-type Dumped<'py> = (Bound<'py, PyBytes>, Vec<OutOfBand<'py>>);
 
 impl Upstream {
     pub(crate) fn new(endpoint: Arc<Endpoint>, serializer: Py<PyAny>, start_stand_in: Py<PyAny>) -> Arc<Self> {
@@ -91,17 +90,9 @@ impl Upstream {
         plain: bool,
     ) -> PyResult<Outgoing> {
         let function = self.function(py, function, functions)?;
-        let (pickle, buffers) = if plain {
-            (pickle_dumps(py)?.call1((arguments, 5))?.cast_into::<PyBytes>()?, Vec::new())
-        } else {
-            self.dumped(intern!(py, "arguments"), arguments.as_any())?
-        };
+        let (pickle, buffers) = dumped_arguments(&self.serializer, &arguments, plain)?;
         let buffers = buffers.into_iter().map(|(buffer, _)| buffer.unbind()).collect();
         Ok(Outgoing { function, pickle: pickle.unbind(), buffers })
-    }
-
-    fn dumped<'py>(&self, method: &Bound<'py, PyString>, value: &Bound<'py, PyAny>) -> PyResult<Dumped<'py>> {
-        self.serializer.bind(value.py()).call_method1(method, (value,))?.extract()
     }
 
     /// Before a submission.
@@ -109,39 +100,21 @@ impl Upstream {
         self.serializer.bind(py).call_method0(intern!(py, "begin")).map(|_| ())
     }
 
-    /// Pickled once for each submission, as it is then; once for all where that cannot change.
     fn function<'py>(
         &self,
         py: Python<'py>,
         function: &Bound<'py, PyAny>,
         functions: &mut Functions<SentFunction>,
     ) -> PyResult<Arc<SentFunction>> {
-        if let Some(sent) = functions.find(function).or_else(|| self.known().find(function)) {
-            return Ok(sent);
-        }
-        let dumped = self.serializer.bind(py).call_method1(intern!(py, "function"), (function,))?;
-        let (same_as, is_constant, pickle, buffers): DumpedFunction<'_> = dumped.extract()?;
-        let buffers = self.place_all(py, buffers.iter().map(|(buffer, _)| buffer))?;
-        let id = BlobId(self.endpoint.take_numbers(1));
-        let bytes = pickle.as_bytes();
-        py.detach(|| self.endpoint.send_function(id, same_as.map(BlobId), bytes, buffers))?;
-        let sent = Arc::new(SentFunction { id, endpoint: self.endpoint.clone() });
-        if !is_constant {
-            functions.insert(function, sent.clone());
-            return Ok(sent);
-        }
-        let before = {
-            let mut known = self.known();
-            let before = known.make_room();
-            known.insert(function, sent.clone());
-            before
-        };
-        drop(before);
-        Ok(sent)
-    }
-
-    fn known(&self) -> MutexGuard<'_, Functions<SentFunction>> {
-        self.functions.lock().expect("no holder panics")
+        pickled_once(function, functions, &self.functions, || {
+            let dumped = self.serializer.bind(py).call_method1(intern!(py, "function"), (function,))?;
+            let (same_as, is_constant, pickle, buffers): DumpedFunction<'_> = dumped.extract()?;
+            let buffers = self.place_all(py, buffers.iter().map(|(buffer, _)| buffer))?;
+            let id = BlobId(self.endpoint.take_numbers(1));
+            let bytes = pickle.as_bytes();
+            py.detach(|| self.endpoint.send_function(id, same_as.map(BlobId), bytes, buffers))?;
+            Ok((Arc::new(SentFunction { id, endpoint: self.endpoint.clone() }), is_constant))
+        })
     }
 
     fn place_all<'a, 'py: 'a>(
@@ -160,7 +133,7 @@ impl Upstream {
         name: &str,
         value: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (pickle, buffers) = self.dumped(intern!(py, "value"), value)?;
+        let (pickle, buffers) = dumped(&self.serializer, intern!(py, "value"), value)?;
         let buffers = self.place_all(py, buffers.iter().map(|(buffer, _)| buffer))?;
         let bytes = pickle.as_bytes();
         Ok(py.detach(|| self.endpoint.send_value(task, name, bytes, buffers))?)
