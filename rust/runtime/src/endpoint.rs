@@ -20,9 +20,10 @@ use rustix::time::{
     timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
 };
 
+use crate::connection::invalid;
 use crate::cursor::Cursor;
 use crate::shm::{Ledger, Mapping, PageMap, Segment};
-use crate::upstream::{Baton, Upstream};
+use crate::upstream::{inline, Baton, Upstream};
 use crate::wire::{self, Inbox, Read};
 
 /// Recycled segments that are kept for the next results: this many bytes and segments, this long.
@@ -310,12 +311,8 @@ impl Endpoint {
         timings: Timings,
         keeps_result: bool,
     ) -> io::Result<()> {
-        let body = if pickle.len() >= crate::shm::MIN_SEGMENT_BYTES {
-            Body::InSegment(self.place(pickle)?)
-        } else {
-            Body::Inline
-        };
-        let inline = if matches!(body, Body::Inline) { pickle } else { &[] };
+        let body = self.put(pickle)?;
+        let inline = inline(body, pickle);
         let (kept, short, waiting) = {
             let mut inner = self.inner.lock().expect("no holder panics");
             let ran = inner.running.take();
@@ -383,7 +380,12 @@ impl Endpoint {
     ) -> io::Result<()> {
         let mut bytes = outgoing.ledger.as_bytes().to_vec();
         frame::append(&mut bytes, message, body);
-        wire::write_blocking(self.socket.as_fd(), &bytes, fd.map(AsFd::as_fd))?;
+        self.write_bytes(outgoing, &bytes, fd)
+    }
+
+    /// `bytes`: those of the reports that wait first.
+    fn write_bytes(&self, outgoing: &mut Outgoing, bytes: &[u8], fd: Option<&Segment>) -> io::Result<()> {
+        wire::write_blocking(self.socket.as_fd(), bytes, fd.map(AsFd::as_fd))?;
         outgoing.sent();
         Ok(())
     }
@@ -407,9 +409,8 @@ impl Endpoint {
         if !left.is_zero() {
             return self.arm(&mut outgoing, left);
         }
-        wire::write_blocking(self.socket.as_fd(), outgoing.ledger.as_bytes(), None)?;
-        outgoing.sent();
-        Ok(())
+        let bytes = outgoing.ledger.as_bytes().to_vec();
+        self.write_bytes(&mut outgoing, &bytes, None)
     }
 
     /// Write frames that were put together before, after the reports that wait.
@@ -417,9 +418,7 @@ impl Endpoint {
         let mut outgoing = self.outgoing.lock().expect("no holder panics");
         let mut bytes = outgoing.ledger.as_bytes().to_vec();
         bytes.extend_from_slice(frames);
-        wire::write_blocking(self.socket.as_fd(), &bytes, None)?;
-        outgoing.sent();
-        Ok(())
+        self.write_bytes(&mut outgoing, &bytes, None)
     }
 
     /// What was sent, with its buffers in mappings that no task is given.
@@ -670,10 +669,6 @@ fn page_faults() -> u64 {
         usage.assume_init()
     };
     usage.ru_minflt as u64 + usage.ru_majflt as u64
-}
-
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// End the process without exit handlers: the parent is gone, and nobody would see what they do.

@@ -284,7 +284,7 @@ fn enforce_memory_limit(connection: &Connection) {
 }
 
 /// Resident memory of a process without what it shares with others, in bytes.
-fn private_memory(pid: i32) -> Option<u64> {
+pub fn private_memory(pid: i32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let mut pages = statm.split_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
     let (resident, shared) = (pages.next()?, pages.next()?);

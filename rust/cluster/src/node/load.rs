@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use rustdask_core::cluster::Load;
-use rustix::param::{clock_ticks_per_second, page_size};
+use rustdask_runtime::workers::private_memory;
+use rustix::param::clock_ticks_per_second;
 
 use super::core::Node;
 
@@ -22,16 +23,14 @@ impl Node {
 
 /// Memory that a process shares with nobody, in bytes, and the time that it has had on processors. `None` once it has ended.
 fn usage(pid: i32) -> Option<(u64, Duration)> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let mut pages = statm.split_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
-    let (resident, shared) = (pages.next()?, pages.next()?);
+    let memory = private_memory(pid)?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // What stands before the last parenthesis is the name, which may hold anything. Then the state is the first field, and
     // the times in user and system mode are the twelfth and the thirteenth.
     let mut times = stat.rsplit_once(')')?.1.split_whitespace().skip(11).map_while(|field| field.parse::<u64>().ok());
     let ticks = times.next()? + times.next()?;
     let cpu = Duration::from_millis(ticks * 1000 / clock_ticks_per_second());
-    Some((resident.saturating_sub(shared) * page_size() as u64, cpu))
+    Some((memory, cpu))
 }
 
 #[cfg(test)]
