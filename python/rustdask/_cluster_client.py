@@ -45,7 +45,7 @@ def open_session(
         address=address,
         versions=where.versions(),
         serializer=GraphSerializer(_settings_of_client(memory_limit)),
-        output=_take_output,
+        output=_output.take,
         timeout=timeout,
         memory_limit=memory_limit or 0,
         **security.options(),
@@ -76,10 +76,3 @@ def _settings_of_client(memory_limit: int | None) -> Callable[[], Any]:
         return made._replace(surroundings_key=f"{this_client}-{made.surroundings_key}")
 
     return settings
-
-
-def _take_output(error_stream: bool, log: bool, text: bytes) -> None:
-    if log:
-        _output.handle_message(text)
-    else:
-        _output.write(error_stream, text)

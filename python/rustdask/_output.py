@@ -13,7 +13,15 @@ from rustdask import _logs
 _LOG, _WARNING = b"L", b"W"
 
 
-def write(error_stream: bool, text: bytes) -> None:
+def take(error_stream: bool, log: bool, text: bytes) -> None:
+    """Take in what a worker printed; or, if it is no text but a ``log``, what it logged or warned of."""
+    if log:
+        _handle_message(text)
+    else:
+        _write(error_stream, text)
+
+
+def _write(error_stream: bool, text: bytes) -> None:
     """Write to what ``sys.stdout`` or ``sys.stderr`` is now (pytest and notebooks replace them)."""
     stream = sys.stderr if error_stream else sys.stdout
     if stream is None:
@@ -35,8 +43,7 @@ def _write_bytes(stream: Any, data: bytes) -> None:
     buffer.write(data)
 
 
-def handle_message(data: bytes) -> None:
-    """Take in what a worker logged or warned of."""
+def _handle_message(data: bytes) -> None:
     if data[:1] == _LOG:
         _logs.handle_forwarded_log(data[1:])
         return

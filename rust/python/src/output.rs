@@ -49,11 +49,7 @@ pub(crate) fn relay(py: Python<'_>) -> PyResult<()> {
     let module = py.import("rustdask._output")?;
     for output in outputs {
         let text = PyBytes::new(py, &output.text);
-        if output.log {
-            module.call_method1(intern!(py, "handle_message"), (text,))?;
-        } else {
-            module.call_method1(intern!(py, "write"), (output.error_stream, text))?;
-        }
+        module.call_method1(intern!(py, "take"), (output.error_stream, output.log, text))?;
     }
     Ok(())
 }
