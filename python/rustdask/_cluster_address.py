@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -73,7 +73,7 @@ def find(
         address, token = found["address"], token or found.get("token")
     if address is None:
         raise ValueError("no scheduler is named: give its address, a scheduler file, or set RUSTDASK_ADDRESS")
-    return address, Security(token, security.tls_cert, security.tls_key, security.tls_ca)
+    return address, replace(security, token=token)
 
 
 def read_scheduler_file(path: str | os.PathLike[str], wait_seconds: float = 0.0) -> dict[str, Any]:

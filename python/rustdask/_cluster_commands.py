@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -64,7 +65,7 @@ def add_parsers(commands: Any) -> None:
     worker.add_argument("--scheduler-file", help="written by rustdask scheduler")
     worker.add_argument("--nworkers", type=int, help="worker processes, each with one task at a time (default: cores)")
     worker.add_argument(
-        "--nthreads", type=int, help="threads that the libraries in a task may use (default: cores / nworkers)"
+        "--nthreads", type=int, help="cores for each worker process, if --nworkers is not given (default: 1)"
     )
     worker.add_argument("--memory-limit", help="for each worker process, such as 4GB")
     worker.add_argument("--name", help="for people (default: the host's name and the process id)")
@@ -104,7 +105,8 @@ def run_scheduler(options: argparse.Namespace) -> int:
     finally:
         service.stop()
         if options.scheduler_file:
-            _remove(options.scheduler_file)
+            # Somebody may have tidied up.
+            Path(options.scheduler_file).unlink(missing_ok=True)
     return 0
 
 
@@ -119,20 +121,7 @@ def run_worker(options: argparse.Namespace) -> int:
         where.read_scheduler_file(scheduler_file, wait_seconds=options.death_timeout)
     address, security = where.find(options.address, scheduler_file, security)
     count = options.nworkers or max(1, cores().count // (options.nthreads or 1))
-    os.environ["RUSTDASK_WORKER_THREADS"] = str(options.nthreads or max(1, cores().count // count))
-    node = make_node(
-        address,
-        security,
-        workers=count,
-        name=options.name,
-        memory_limit=options.memory_limit,
-        resources=parse_resources(options.resources),
-        local_directory=options.local_directory,
-        host=options.host or _way_to(address),
-        port=options.port,
-        death_timeout=options.death_timeout,
-        drain_limit=options.drain_timeout,
-    )
+    node = _start_node(address, security, count, options)
     while node.address is None and not node.wait(_LOOK_AGAIN_SECONDS):
         pass
     if node.address is not None:
@@ -145,38 +134,25 @@ def run_worker(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_node(
-    address: str,
-    security: Security,
-    *,
-    workers: int,
-    name: str | None = None,
-    memory_limit: int | str | None = None,
-    resources: dict[str, float] | None = None,
-    local_directory: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    death_timeout: float | None = 60.0,
-    drain_limit: float = 3600.0,
-) -> _core.ClusterNode:
+def _start_node(address: str, security: Security, workers: int, options: argparse.Namespace) -> _core.ClusterNode:
     """Start this machine's part of a cluster."""
     from rustdask._cores import parse_memory
     from rustdask._joblib import launch
 
-    limit = parse_memory(memory_limit)
+    limit = parse_memory(options.memory_limit)
     return _core.ClusterNode(
         scheduler=address,
-        name=name or f"{socket.gethostname()}-{os.getpid()}",
+        name=options.name or f"{socket.gethostname()}-{os.getpid()}",
         workers=workers,
         launch=launch,
-        resources=resources or {},
+        resources=parse_resources(options.resources),
         memory_limit=limit or 0,
         results_limit=limit * workers if limit else None,
-        folder=local_directory or tempfile.gettempdir(),
-        host=host,
-        port=port,
-        death_timeout=death_timeout,
-        drain_limit=drain_limit,
+        folder=options.local_directory or tempfile.gettempdir(),
+        host=options.host or _way_to(address),
+        port=options.port,
+        death_timeout=options.death_timeout,
+        drain_limit=options.drain_timeout,
         versions=where.versions(),
         **security.options(),
     )
@@ -261,12 +237,4 @@ def _wait_for_signal(wait: Callable[[float], bool], leave: Callable[[], Any], li
     if limit is not None and not wait(limit):
         leave()
     while not wait(_LOOK_SECONDS):
-        pass
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        # Somebody has tidied up.
         pass

@@ -171,9 +171,6 @@ class _Process:
             except subprocess.TimeoutExpired:
                 continue
         self._process.kill()
-        self._bury()
-
-    def _bury(self) -> None:
         self._process.wait()
         self._listener.join()
         for stream in (self._process.stdout, self._process.stderr):
